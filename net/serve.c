@@ -1,0 +1,141 @@
+/* Serving: a task per connection, all in one group, until the serving task is cancelled. */
+#include "listen.h"
+#include "group.h"
+
+#include <stdlib.h>
+
+static const int64_t default_grace_ns = 5000000000;
+
+struct server {
+    coil_listener *l;
+    coil_handler *fn;
+    void *arg;
+    const coil_serve_opts *o;
+    coil_group *g;
+    size_t open;             /* connections */
+    struct coil__wait *full; /* the serving task waits until one of them ends */
+};
+
+struct connection {
+    struct server *sv;
+    coil_stream *s;
+};
+
+static void tell(const struct server *sv, const coil_addr *peer, int err) {
+    if (sv->o->on_error) sv->o->on_error(sv->arg, peer, err);
+}
+
+static void one_less(struct server *sv) {
+    sv->open--;
+    if (!sv->full) return;
+    struct coil__wait *w = sv->full;
+    sv->full = NULL;
+    coil__ready(w, 0);
+}
+
+/* A cancel at the end of the grace is no error of the connection's. */
+static int serve_one(void *arg) {
+    struct connection c = *(struct connection *)arg;
+    struct server *sv = c.sv;
+    coil_addr peer;
+    free(arg);
+    int result = sv->fn(c.s, sv->arg);
+    int named = sv->o->on_error ? coil_stream_peer(c.s, &peer) : -1;
+    int closed = coil_stream_close(c.s);
+    int err = result < 0 ? result : closed;
+    bool cancelled = err == -ECANCELED && coil_cancelled();
+    if (err < 0 && !cancelled) tell(sv, named == 0 ? &peer : NULL, err);
+    one_less(sv);
+    return 0;
+}
+
+/* A connection that can't have a task is ended rather than kept waiting. */
+static void begin_connection(struct server *sv, coil_stream *s) {
+    struct connection *c = malloc(sizeof *c);
+    int err = c ? 0 : -ENOMEM;
+    if (c) {
+        *c = (struct connection){.sv = sv, .s = s};
+        err = coil_group_spawn(sv->g, serve_one, c);
+    }
+    if (!err) {
+        sv->open++;
+        return;
+    }
+    free(c);
+    tell(sv, NULL, err);
+    coil_stream_abort(s);
+}
+
+struct room_wait {
+    struct coil__wait wait;
+    struct server *sv;
+};
+
+static void room_abort(struct coil__wait *w) {
+    CONTAINER_OF(w, struct room_wait, wait)->sv->full = NULL;
+    coil__ready(w, 0);
+}
+
+/* While as many connections are open as may be, nothing is accepted: the kernel's backlog holds the others back. */
+static int await_room(struct server *sv, struct coil__task *t) {
+    if (!sv->o->connections_max || sv->open < sv->o->connections_max) return 0;
+    coil__listener_pause(sv->l);
+    while (sv->open >= sv->o->connections_max) {
+        struct room_wait w = {.wait = {.abort = room_abort, .what = "room for a connection", .fd = -1}, .sv = sv};
+        sv->full = &w.wait;
+        coil__park_until(t, &w.wait, t->limit_ns);
+        if (w.wait.interrupted) return coil__stop_error(t);
+    }
+    return 0;
+}
+
+/* Accepts until something ends it: a cancel, a limit, or the listener. */
+static int accept_all(struct server *sv, struct coil__task *t) {
+    for (;;) {
+        coil_stream *s;
+        int err = await_room(sv, t);
+        if (err) return err;
+        err = coil_listener_accept(sv->l, &s);
+        if (!err) {
+            begin_connection(sv, s);
+        } else if (coil__is_shortage(err)) {
+            tell(sv, NULL, err);
+        } else {
+            return err;
+        }
+    }
+}
+
+/* No cancel and no limit of the caller's shortens the grace; what is left after it is cancelled. How many that were. */
+static int drain(struct server *sv, struct coil__task *t, bool listener_open) {
+    int64_t grace_ns = sv->o->grace.ns ? MAX(sv->o->grace.ns, 0) : default_grace_ns;
+    if (listener_open) coil__listener_pause(sv->l);
+    coil_scope shield = coil_shield((coil_dur){grace_ns});
+    uint32_t left = coil__group_drain(sv->g, t->limit_ns);
+    coil_leave(&shield);
+    coil_group_close_(sv->g);
+    return (int)left;
+}
+
+static bool opts_ok(const coil_serve_opts *o) {
+    for (size_t i = 0; i < ARRAY_SIZE(o->reserved); i++) {
+        if (o->reserved[i]) return false;
+    }
+    return true;
+}
+
+int coil_serve(coil_listener *l, coil_handler *fn, void *arg, const coil_serve_opts *o) {
+    static const coil_serve_opts defaults;
+    struct coil__task *t = coil__current("coil_serve");
+    int err = coil__admit(t);
+    if (err) return err;
+    if (!o) o = &defaults;
+    if (!l || !fn || !opts_ok(o)) return -EINVAL;
+    COIL_GROUP(g);
+    struct server sv = {.l = l, .fn = fn, .arg = arg, .o = o, .g = &g};
+    coil_group_keep_going(&g);
+    err = accept_all(&sv, t);
+    bool stopped = err == -ECANCELED || err == -ETIME;
+    int left = drain(&sv, t, err != -EBADF);
+    return stopped ? left : err;
+}

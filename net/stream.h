@@ -1,0 +1,114 @@
+/* Streams, inside.
+ *
+ * Reading has three ways; which one a stream goes is decided when it is made, and `direct` also serves the others for a while:
+ *   pool    one multishot receive, the stream's own, into the worker's shared buffers. Armed at the first read, it stays.
+ *   poll    one poll, the stream's own, then recv(2) into the reader's memory: kernels without multishot receive.
+ *   direct  a one-shot receive into the reader's memory, the reader's own: pipes; pool streams that found the pool empty;
+ *           long runs of large reads. One receiver at a time: the stream's own receive has ended before.
+ *
+ * Writing: bytes are copied into blocks; at the turn's end they are tried with send(2), and what doesn't fit becomes the
+ * stream's own request, one at a time. A large write sends the caller's memory behind what is buffered, from the task.
+ *
+ * Requests of the stream's own end in this order when it goes: they are cancelled, their terminal completions come, the
+ * descriptor is closed, the stream is freed. */
+#ifndef COIL__STREAM_H
+#define COIL__STREAM_H
+
+#include "sock.h"
+
+#include "coil/stream.h"
+
+enum coil__way { COIL__WAY_POOL, COIL__WAY_POLL, COIL__WAY_DIRECT };
+
+enum { COIL__NO_BUFFER = UINT32_MAX };
+
+/* What stands at the head of a block of output. msg and iov serve the request that sends from this block on. */
+struct coil__chunk {
+    struct coil__chunk *next;
+    uint32_t start, end; /* bytes start..end of data wait to be sent */
+    struct msghdr msg;
+    struct iovec iov[8];
+    char data[];
+};
+
+enum { COIL__CHUNK_ROOM = COIL__BLOCK_SIZE - sizeof(struct coil__chunk) };
+
+/* A task inside a reading or writing call. */
+struct coil__side {
+    bool busy;               /* a task is in a call of this side */
+    struct coil__wait *wait; /* it is parked for the stream's own request */
+    struct coil__op *op;     /* it is parked in a request of its own */
+};
+
+struct coil_stream {
+    struct coil__worker *w;
+    int fd;
+    uint8_t way;    /* enum coil__way */
+    bool is_socket; /* else a pipe end, or a terminal */
+    bool closing;
+
+    /* Reading. */
+    bool starved;      /* the pool was empty: the next read goes straight into the reader's memory */
+    bool readable;     /* poll: recv would give something, as far as is known */
+    bool hung_up;      /* poll: the end is in sight, so that a short read doesn't mean that nothing is left */
+    bool eof;
+    uint8_t full_runs; /* buffers of the pool in a row that came full */
+    int read_err;
+    uint32_t first, last; /* buffers of the pool that hold input, linked by their `next` */
+    uint32_t held;        /* how many */
+    struct coil__side reader;
+    struct coil__op rx; /* the stream's own: a multishot receive or a poll */
+
+    /* Writing. */
+    bool finished;     /* our direction has ended */
+    bool tx_stopping;  /* a close has asked it to end */
+    bool tx_late;      /* the write limit has struck while tx was in the kernel */
+    int write_err;     /* of a send that failed: remembered */
+    struct coil__chunk *out_first, *out_last;
+    size_t out_bytes;
+    int64_t written;
+    struct coil__side writer;
+    struct coil__hook hook; /* in the worker's list of what to flush */
+    struct coil__op tx;     /* the stream's own: a send of what is buffered, or a poll for room */
+    struct coil__timer tx_timer;
+
+    struct coil__list closers; /* waits until nobody is inside, or until rx and tx have ended */
+    bool abandoned;            /* left open at the end of the run: goes with the last of its requests */
+    coil_limits limits;        /* defaults filled in */
+    int64_t active_ns;         /* the last byte, either way */
+    struct coil__object object;
+};
+
+/* stream.c */
+/* A stream for a connected descriptor, which it then owns. 0 or -ENOMEM. */
+int coil__stream_new(struct coil__worker *w, int fd, bool is_socket, coil_stream **out);
+/* Begins a call of a side: 0, -EBUSY, -EBADF. */
+int coil__side_enter(coil_stream *s, struct coil__side *side);
+void coil__side_leave(coil_stream *s, struct coil__side *side);
+/* Parks the side's task until coil__side_wake. 0, -ECANCELED, -ETIME. */
+int coil__side_park(coil_stream *s, struct coil__side *side, struct coil__task *t, const char *what, int64_t until_ns);
+void coil__side_wake(struct coil__side *side);
+/* Runs a one-shot request of the side's own. As coil__op_call; -EBADF: the stream is being closed. */
+int coil__side_call(struct coil__side *side, struct coil__task *t, struct coil__op *op, const char *what, int64_t until_ns);
+/* The last thing after a terminal completion of rx or tx, and when a task leaves: a close may wait for it. May free s. */
+void coil__stream_settled(coil_stream *s);
+
+/* stream_read.c */
+void coil__stream_read_init(coil_stream *s);
+/* The stream's own receive is asked to end; what it brings meanwhile is kept. */
+void coil__stream_stop_reading(coil_stream *s);
+void coil__stream_drop_input(coil_stream *s);
+
+/* stream_write.c */
+void coil__stream_write_init(coil_stream *s);
+/* Waits until all that is buffered is with the kernel. 0, the remembered error, or as coil__side_park; -EBADF: another task
+ * has begun to close it meanwhile. */
+int coil__stream_drain(coil_stream *s, struct coil__task *t);
+/* The write limit counts anew. */
+void coil__stream_limit_changed(coil_stream *s);
+/* Sends what goes without waiting. */
+void coil__stream_try_flush(coil_stream *s);
+void coil__stream_stop_writing(coil_stream *s);
+void coil__stream_drop_output(coil_stream *s);
+
+#endif

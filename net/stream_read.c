@@ -1,0 +1,280 @@
+/* Reading from a stream: see the three ways in stream.h. */
+#include "stream.h"
+#include "caps.h"
+
+#include <poll.h>
+#include <string.h>
+
+enum {
+    BULK_BYTES = 16 << 10, /* a read this large ... */
+    BULK_RUNS = 4,         /* ... after so many full buffers in a row goes straight to the caller's memory */
+};
+
+/* ---- the pool's buffers ---- */
+
+static struct coil__pool *pool_of(const coil_stream *s) {
+    return &s->w->s.driver->pool;
+}
+
+static void give_buffer(coil_stream *s, uint32_t id) {
+    struct coil__driver *d = s->w->s.driver;
+    d->ops->give(d, id);
+}
+
+static void keep_buffer(coil_stream *s, uint32_t id, uint32_t bytes) {
+    struct coil__pool *p = pool_of(s);
+    p->bufs[id] = (struct coil__pool_buf){.start = 0, .end = bytes, .next = COIL__NO_BUFFER};
+    if (s->held++) {
+        p->bufs[s->last].next = id;
+    } else {
+        s->first = id;
+    }
+    s->last = id;
+    s->full_runs = bytes < p->size ? 0 : (uint8_t)MIN(s->full_runs + 1, BULK_RUNS);
+}
+
+/* Copies up to n bytes out of the buffers held; those that are used up go back to the kernel. */
+static size_t take_input(coil_stream *s, char *buf, size_t n) {
+    struct coil__pool *p = pool_of(s);
+    size_t done = 0;
+    while (s->held && done < n) {
+        uint32_t id = s->first;
+        struct coil__pool_buf *b = &p->bufs[id];
+        uint32_t k = (uint32_t)MIN(n - done, (size_t)(b->end - b->start));
+        memcpy(buf + done, p->base + (size_t)id * p->size + b->start, k);
+        b->start += k;
+        done += k;
+        if (b->start < b->end) break;
+        s->first = b->next;
+        s->held--;
+        give_buffer(s, id);
+    }
+    return done;
+}
+
+void coil__stream_drop_input(coil_stream *s) {
+    while (s->held) {
+        uint32_t id = s->first;
+        s->first = pool_of(s)->bufs[id].next;
+        s->held--;
+        give_buffer(s, id);
+    }
+}
+
+/* ---- the stream's own receive ---- */
+
+/* Nothing in the kernel holds a sender back but a full socket buffer, and a multishot receive empties that: so a stream that
+ * holds as much as its reader may leave unread stops receiving. */
+static bool holds_enough(const coil_stream *s) {
+    return (size_t)s->held * pool_of(s)->size >= s->limits.read_buffer;
+}
+
+static void note_result(coil_stream *s, int res, uint32_t flags) {
+    if (flags & IORING_CQE_F_BUFFER) {
+        uint32_t id = flags >> IORING_CQE_BUFFER_SHIFT;
+        pool_of(s)->out++;
+        if (res > 0) {
+            s->active_ns = s->w->s.now_ns;
+            keep_buffer(s, id, (uint32_t)res);
+            return;
+        }
+        give_buffer(s, id);
+    }
+    if (res == 0) s->eof = true;
+    if (res == -ENOBUFS) {
+        s->starved = true;
+        s->w->stats.pool_empty++;
+    }
+    if (res < 0 && res != -ENOBUFS && res != -ECANCELED && !s->read_err) s->read_err = res;
+}
+
+static void received(struct coil__op *op, int res, uint32_t flags) {
+    coil_stream *s = CONTAINER_OF(op, struct coil_stream, rx);
+    note_result(s, res, flags);
+    if (s->rx.live && holds_enough(s)) coil__op_abort(s->w, &s->rx);
+    coil__side_wake(&s->reader);
+    if (!(flags & IORING_CQE_F_MORE)) coil__stream_settled(s);
+}
+
+static void became_ready(struct coil__op *op, int res, uint32_t flags) {
+    coil_stream *s = CONTAINER_OF(op, struct coil_stream, rx);
+    if (res >= 0) s->readable = true;
+    if (res >= 0 && (res & (POLLRDHUP | POLLHUP | POLLERR))) s->hung_up = true;
+    if (res < 0 && res != -ECANCELED && !s->read_err) s->read_err = res;
+    coil__side_wake(&s->reader);
+    if (!(flags & IORING_CQE_F_MORE)) coil__stream_settled(s);
+}
+
+static int arm(coil_stream *s) {
+    struct io_uring_sqe *sqe = &s->rx.req.sqe;
+    if (s->way == COIL__WAY_POOL) {
+        coil__op_prep(&s->rx, IORING_OP_RECV, s->fd, NULL, 0, 0);
+        sqe->ioprio = IORING_RECV_MULTISHOT;
+        sqe->flags = IOSQE_BUFFER_SELECT;
+        sqe->buf_group = COIL__POOL_GROUP;
+        s->rx.done = received;
+    } else {
+        coil__op_prep(&s->rx, IORING_OP_POLL_ADD, s->fd, NULL, 0, 0);
+        sqe->poll32_events = coil__poll_mask(POLLIN | POLLRDHUP);
+        if (s->w->s.driver->caps & COIL__CAP_BIT(POLL_MULTI)) sqe->len = IORING_POLL_ADD_MULTI;
+        s->rx.done = became_ready;
+    }
+    return coil__op_begin(s->w, &s->rx);
+}
+
+void coil__stream_stop_reading(coil_stream *s) {
+    if (s->rx.live) coil__op_abort(s->w, &s->rx);
+}
+
+void coil__stream_read_init(coil_stream *s) {
+    coil__op_init(&s->rx);
+    s->first = s->last = COIL__NO_BUFFER;
+}
+
+/* ---- a task reads ---- */
+
+/* How far a read may wait: the caller's limit, the stream's read limit that began with the call, and the idle limit, which any
+ * byte either way moves on. */
+struct patience {
+    int64_t call_ns; /* until when the call may last */
+    int64_t wait_ns; /* until when this wait may */
+};
+
+static struct patience patience_of(const coil_stream *s, struct coil__task *t) {
+    struct patience p = {.call_ns = t->limit_ns};
+    if (s->limits.read.ns != COIL__NEVER) {
+        p.call_ns = MIN(p.call_ns, coil__add_ns(coil__clock(t->sched), s->limits.read.ns));
+    }
+    return p;
+}
+
+static void next_wait(const coil_stream *s, struct patience *p) {
+    p->wait_ns = p->call_ns;
+    if (s->limits.idle.ns != COIL__NEVER) p->wait_ns = MIN(p->wait_ns, coil__add_ns(s->active_ns, s->limits.idle.ns));
+}
+
+/* Whether err ends the call: a wait that an old idle moment has cut short doesn't. */
+static bool is_over(const coil_stream *s, const struct coil__task *t, const struct patience *p, int err) {
+    int64_t now_ns = t->sched->now_ns;
+    if (err != -ETIME || s->limits.idle.ns == COIL__NEVER || now_ns >= p->call_ns) return true;
+    return now_ns >= coil__add_ns(s->active_ns, s->limits.idle.ns);
+}
+
+static int await_input(coil_stream *s, struct coil__task *t, struct patience *p) {
+    int err = s->rx.live ? 0 : arm(s);
+    if (err) return err;
+    next_wait(s, p);
+    err = coil__side_park(s, &s->reader, t, "read", p->wait_ns);
+    return err && is_over(s, t, p, err) ? err : 0;
+}
+
+/* What a receive into the reader's memory tells about the stream. */
+static ssize_t note_direct(coil_stream *s, ssize_t n) {
+    s->starved = false;
+    if (n > 0) s->active_ns = s->w->s.now_ns;
+    if (n < (ssize_t)pool_of(s)->size) s->full_runs = 0;
+    if (n == 0) s->eof = true;
+    if (n < 0 && n != -EAGAIN) s->read_err = (int)n;
+    return n;
+}
+
+static int await_direct(coil_stream *s, struct coil__task *t, void *buf, size_t n, struct patience *p) {
+    struct coil__op op;
+    coil__op_init(&op);
+    uint32_t len = (uint32_t)MIN(n, (size_t)INT32_MAX);
+    coil__op_prep(&op, s->is_socket ? IORING_OP_RECV : IORING_OP_READ, s->fd, buf, len, s->is_socket ? 0 : UINT64_MAX);
+    next_wait(s, p);
+    int res = coil__side_call(&s->reader, t, &op, "read", p->wait_ns);
+    if (res != -EAGAIN) return res;
+    /* An O_NONBLOCK pipe on a kernel that doesn't wait for it. */
+    coil__op_prep(&op, IORING_OP_POLL_ADD, s->fd, NULL, 0, 0);
+    op.req.sqe.poll32_events = coil__poll_mask(POLLIN);
+    res = coil__side_call(&s->reader, t, &op, "read", p->wait_ns);
+    return res < 0 ? res : -EAGAIN;
+}
+
+/* Straight into the reader's memory. -EAGAIN: nothing yet, try again. */
+static ssize_t read_direct(coil_stream *s, struct coil__task *t, void *buf, size_t n, struct patience *p) {
+    if (s->is_socket) {
+        ssize_t got = coil__sys_of(s->w)->recv(s->fd, buf, n, 0);
+        if (got != -EAGAIN) return note_direct(s, got);
+    }
+    int res = await_direct(s, t, buf, n, p);
+    if (res == -ECANCELED || res == -ETIME) return is_over(s, t, p, res) ? res : -EAGAIN;
+    if (res == -EBADF && s->closing) return res;
+    return note_direct(s, res);
+}
+
+/* After a short read nothing is left, and the next event will tell of more; with the end in sight there may be none. */
+static ssize_t read_ready(coil_stream *s, void *buf, size_t n) {
+    ssize_t got = coil__sys_of(s->w)->recv(s->fd, buf, n, 0);
+    if (got == -EAGAIN || (got > 0 && (size_t)got < n && !s->hung_up)) s->readable = false;
+    return got == -EAGAIN ? got : note_direct(s, got);
+}
+
+static bool wants_bulk(const coil_stream *s, size_t n) {
+    return n >= BULK_BYTES && s->full_runs == BULK_RUNS;
+}
+
+/* One attempt; -EAGAIN: something has changed, look again. */
+static ssize_t read_step(coil_stream *s, struct coil__task *t, void *buf, size_t n, struct patience *p) {
+    bool aside = s->way == COIL__WAY_POOL && (s->starved || wants_bulk(s, n));
+    if (s->way == COIL__WAY_DIRECT || (aside && !s->rx.live)) return read_direct(s, t, buf, n, p);
+    if (s->way == COIL__WAY_POLL && s->readable) return read_ready(s, buf, n);
+    /* One receiver at a time: the multishot one has to end before the reader's memory is lent. */
+    if (aside) coil__stream_stop_reading(s);
+    int err = await_input(s, t, p);
+    return err ? err : -EAGAIN;
+}
+
+static ssize_t read_some(coil_stream *s, struct coil__task *t, void *buf, size_t n, struct patience *p) {
+    for (;;) {
+        if (s->closing) return -EBADF;
+        if (s->held) return (ssize_t)take_input(s, buf, n);
+        if (s->read_err) return s->read_err;
+        if (s->eof) return 0;
+        ssize_t got = read_step(s, t, buf, n, p);
+        if (got != -EAGAIN) return got;
+    }
+}
+
+ssize_t coil_stream_read(coil_stream *s, void *buf, size_t n) {
+    struct coil__task *t = coil__current("coil_stream_read");
+    int err = coil__admit(t);
+    if (err) return err;
+    if (!s || !buf || n == 0) return -EINVAL;
+    err = coil__side_enter(s, &s->reader);
+    if (err) return err;
+    struct patience p = patience_of(s, t);
+    ssize_t got = read_some(s, t, buf, n, &p);
+    coil__side_leave(s, &s->reader);
+    coil__charge(t);
+    return got;
+}
+
+static int read_all(coil_stream *s, struct coil__task *t, char *buf, size_t n, size_t *done) {
+    struct patience p = patience_of(s, t);
+    while (*done < n) {
+        ssize_t got = read_some(s, t, buf + *done, n - *done, &p);
+        if (got < 0) return (int)got;
+        if (got == 0) return -ENODATA;
+        *done += (size_t)got;
+    }
+    return 0;
+}
+
+int coil_stream_read_exact(coil_stream *s, void *buf, size_t n, size_t *done) {
+    struct coil__task *t = coil__current("coil_stream_read_exact");
+    size_t count = 0;
+    if (done) *done = 0;
+    int err = coil__admit(t);
+    if (err) return err;
+    if (!s || !buf || n == 0) return -EINVAL;
+    err = coil__side_enter(s, &s->reader);
+    if (err) return err;
+    err = read_all(s, t, buf, n, &count);
+    coil__side_leave(s, &s->reader);
+    if (done) *done = count;
+    coil__charge(t);
+    return err;
+}

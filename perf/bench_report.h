@@ -1,0 +1,28 @@
+/* What was measured, and the table and JSON that are made of it. */
+#ifndef BENCH_REPORT_H
+#define BENCH_REPORT_H
+
+#include "bench_common.h"
+
+enum { BENCH_ENTRIES_MAX = 8 };
+
+/* A server's place in each round. The twin is the raw server once more: raw against raw shows how wide chance
+ * is. */
+struct bench_entry {
+    const char *server;
+    bool twin;
+    struct bench_result *round;
+};
+
+struct bench_run {
+    const struct bench_opts *o;
+    struct bench_entry entry[BENCH_ENTRIES_MAX];
+    unsigned entries, cpus;
+    char *names; /* what the entries' names point into */
+};
+
+void bench_print_machine(const struct bench_run *r);
+void bench_print_table(const struct bench_run *r);
+int bench_write_json(const struct bench_run *r);
+
+#endif

@@ -1,0 +1,100 @@
+/* The switch between two stacks: what a port supplies. It adds one .S with coil__ctx_swap and
+ * coil__ctx_start, and below the layout of a stack's first frame; no other file knows which processor this
+ * is.
+ *
+ * Floating-point control words (MXCSR and the x87 control word; FPCR) are not part of a context: they belong
+ * to the thread. Saving them would cost two to three times the whole switch.
+ *
+ * This header and switch.h are also read by C++ (tests of exceptions), hence the casts and the linkage block.
+ */
+#ifndef COIL__ARCH_CTX_H
+#define COIL__ARCH_CTX_H
+
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Saves the callee-saved registers on the current stack, stores the stack pointer in *save, and goes on where
+ * the context `to` was saved. */
+void coil__ctx_swap(void **save, void *to);
+
+/* Where the first swap to a new stack lands. It is not a function to call: it has no caller, and unwinders
+ * stop there. */
+void coil__ctx_start(void);
+
+#if defined(__x86_64__)
+
+struct coil__ctx_frame {
+    uint64_t r15, r14, r13, r12, rbx, rbp, rip; /* In the order in which coil__ctx_swap pops them. */
+    uint64_t end[2];                            /* Zero where a caller's return address would be. */
+};
+
+static inline void coil__ctx_frame_init(struct coil__ctx_frame *f, void (*entry)(void *), void *arg) {
+    f->r12 = (uint64_t)(uintptr_t)entry;
+    f->r13 = (uint64_t)(uintptr_t)arg;
+    f->rip = (uint64_t)(uintptr_t)coil__ctx_start;
+}
+
+/* Rounding mode and exception masks of the vector unit, without its sticky flags. */
+static inline uint32_t coil__fp_control(void) {
+    uint32_t mxcsr;
+    __asm__ volatile("stmxcsr %0" : "=m"(mxcsr));
+    return mxcsr & ~UINT32_C(0x3f);
+}
+
+/* Tells the processor that this is a waiting loop. */
+static inline void coil__cpu_relax(void) {
+    __asm__ volatile("pause" ::: "memory");
+}
+
+#elif defined(__aarch64__)
+
+struct coil__ctx_frame {
+    uint64_t d[8];  /* d8 to d15: AAPCS64 wants only the low halves of v8 to v15 kept. */
+    uint64_t x[10]; /* x19 to x28 */
+    uint64_t fp, lr;
+};
+
+/* Signs a code address for the stack pointer `sp`, as coil__ctx_swap does where it was built to sign at all.
+ */
+uint64_t coil__ctx_sign(uint64_t pc, const void *sp);
+
+static inline void coil__ctx_frame_init(struct coil__ctx_frame *f, void (*entry)(void *), void *arg) {
+    f->x[0] = (uint64_t)(uintptr_t)entry;
+    f->x[1] = (uint64_t)(uintptr_t)arg;
+    f->lr = coil__ctx_sign((uint64_t)(uintptr_t)coil__ctx_start, f + 1);
+}
+
+static inline uint32_t coil__fp_control(void) {
+    uint64_t fpcr;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr));
+    return (uint32_t)fpcr;
+}
+
+static inline void coil__cpu_relax(void) {
+    __asm__ volatile("yield" ::: "memory");
+}
+
+#else
+#error "no context switch for this processor: it needs a .S file here, and in ctx.h a layout"
+#endif
+
+/* Lays out a first frame below `top`, so that the first swap to what this returns calls entry(arg) on an
+ * aligned stack. entry must not return: coil__ctx_start traps if it does. All other registers start as zero,
+ * the frame pointer among them, which ends the chain that profilers walk. */
+static inline void *coil__ctx_first(void *top, void (*entry)(void *), void *arg) {
+    uintptr_t sp = ((uintptr_t)top & ~(uintptr_t)15) - sizeof(struct coil__ctx_frame);
+    struct coil__ctx_frame *f = (struct coil__ctx_frame *)sp;
+    memset(f, 0, sizeof(*f));
+    coil__ctx_frame_init(f, entry, arg);
+    return f;
+}
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,322 @@
+/* coil_run: from options to a worker, until its last task has ended. */
+#include "caps.h"
+#include "cancel.h"
+#include "ring.h"
+#include "signals.h"
+
+#include "coil/runtime.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum {
+    SQ_ENTRIES = 256,
+    CQ_ENTRIES = 4096,
+    POOL_BUFFERS = 512,
+    POOL_BUFFER_SIZE = 4096,
+    STACK_CACHE = 1024,
+    SLACK_NS = 100000,
+    SPIN_NS = 50000,
+};
+
+static const int64_t exit_report_ns = 5000000000;
+
+struct run {
+    struct coil__worker w;
+    coil_fn *fn;
+    void *arg;
+    int result;
+    bool deadlocked;
+    struct coil__timer exit_timer; /* armed once the main task has returned and others have not */
+    int64_t exit_began_ns, exit_limit_ns;
+    bool exit_reported;
+    bool pipe_blocked; /* SIGPIPE was blocked or pending before the run */
+};
+
+static struct run *run_of(struct coil__sched *s) {
+    return CONTAINER_OF(coil__worker_of(s), struct run, w);
+}
+
+/* ---- options ---- */
+
+static bool power_of_two_up(unsigned *v, unsigned dflt, unsigned max) {
+    if (*v == 0) *v = dflt;
+    if (*v > max) return false;
+    unsigned p = 1;
+    while (p < *v) p *= 2;
+    *v = p;
+    return true;
+}
+
+static bool reserved_zero(const coil_run_opts *o) {
+    for (size_t i = 0; i < ARRAY_SIZE(o->reserved); i++) {
+        if (o->reserved[i]) return false;
+    }
+    return true;
+}
+
+/* Fills in defaults; the name of the option that is out of range, or NULL. */
+static const char *complete_options(coil_run_opts *o) {
+    if (!reserved_zero(o)) return "reserved (must be zero)";
+    if (!power_of_two_up(&o->sq_entries, SQ_ENTRIES, 32768)) return "sq_entries";
+    if (!power_of_two_up(&o->cq_entries, MAX(CQ_ENTRIES, 2 * o->sq_entries), 65536)) return "cq_entries";
+    if (o->cq_entries < o->sq_entries) return "cq_entries";
+    if (!power_of_two_up(&o->pool_buffers, POOL_BUFFERS, 32768)) return "pool_buffers";
+    if (o->pool_buffer_size == 0) o->pool_buffer_size = POOL_BUFFER_SIZE;
+    if (o->pool_buffer_size > 1 << 20) return "pool_buffer_size";
+    if (o->stack_cache_max == 0) o->stack_cache_max = STACK_CACHE;
+    if (o->timer_slack.ns < 0) return "timer_slack";
+    if (o->timer_slack.ns == 0) o->timer_slack.ns = SLACK_NS;
+    if (o->spin_max.ns == 0) o->spin_max.ns = SPIN_NS;
+    if (o->exit_limit.ns < 0) return "exit_limit";
+    if (o->driver != COIL_DRIVER_ANY && o->driver != COIL_DRIVER_URING) return "driver";
+    return NULL;
+}
+
+static bool driver_variable_ok(void) {
+    const char *v = getenv("COIL_DRIVER");
+    return !v || !*v || strcmp(v, "any") == 0 || strcmp(v, "uring") == 0;
+}
+
+static int bad_option(const coil_run_opts *o, const char *what, const char *value) {
+    if (!o->quiet) fprintf(stderr, "coil: cannot start: %s%s%s is not possible\n", what, value ? " " : "", value ? value : "");
+    return COIL_ESTART_OPTION;
+}
+
+/* What must stay unused, by the option and by the variable. */
+static int unused_caps(const coil_run_opts *o, uint64_t *unused) {
+    const char *bad;
+    if (coil__caps_parse(o->caps, unused, &bad)) return bad_option(o, "capability", bad);
+    if (coil__caps_parse(getenv("COIL_CAPS"), unused, &bad)) return bad_option(o, "COIL_CAPS:", bad);
+    return driver_variable_ok() ? 0 : bad_option(o, "COIL_DRIVER", getenv("COIL_DRIVER"));
+}
+
+/* ---- reports: one line per task ---- */
+
+static void report_task(const struct coil__task *t) {
+    char buf[32];
+    const struct coil__wait *w = t->wait;
+    fprintf(stderr, "coil:   %s: ", coil__task_name(t, buf));
+    if (t->state != COIL__PARKED) {
+        fprintf(stderr, "is ready to run\n");
+        return;
+    }
+    fprintf(stderr, "waits for %s", w->what);
+    if (w->fd >= 0) fprintf(stderr, " on descriptor %d", w->fd);
+    fprintf(stderr, ", for %.3f s\n", (double)(t->sched->now_ns - t->since_ns) / 1e9);
+}
+
+static void report_tasks(struct coil__sched *s) {
+    uint32_t slots = atomic_load(&s->slots);
+    for (uint32_t i = 0; i < slots; i++) {
+        const struct coil__task *t = coil__task_at(s, i);
+        if (t->state == COIL__READY || t->state == COIL__PARKED) report_task(t);
+    }
+}
+
+/* ---- the end, orderly or not ---- */
+
+static void exit_report(struct coil__timer *timer) {
+    struct run *r = CONTAINER_OF(timer, struct run, exit_timer);
+    int64_t waited_ns = r->w.s.now_ns - r->exit_began_ns;
+    bool over = r->exit_limit_ns && waited_ns >= r->exit_limit_ns;
+    if (over || (!r->exit_reported && !r->w.quiet)) {
+        fprintf(stderr, "coil: main has returned %.1f s ago, and %u tasks that were cancelled have not ended:\n",
+                (double)waited_ns / 1e9, r->w.s.live);
+        report_tasks(&r->w.s);
+    }
+    if (over) {
+        fprintf(stderr, "coil: exit_limit is over, aborting\n");
+        abort();
+    }
+    r->exit_reported = true;
+    if (r->exit_limit_ns) coil__timer_arm(&r->w.s, timer, r->exit_began_ns + r->exit_limit_ns);
+}
+
+/* The main task has returned: everybody else is asked to end. */
+static void begin_exit(struct run *r) {
+    struct coil__sched *s = &r->w.s;
+    s->ending = true;
+    if (s->live == 1) return;
+    coil__cancel_all(s);
+    r->exit_began_ns = coil__clock(s);
+    int64_t first_ns = exit_report_ns;
+    if (r->exit_limit_ns && r->exit_limit_ns < first_ns) first_ns = r->exit_limit_ns;
+    r->exit_timer.fire = exit_report;
+    coil__timer_arm(s, &r->exit_timer, coil__add_ns(r->exit_began_ns, first_ns));
+}
+
+static void deadlock(struct coil__worker *w) {
+    struct run *r = CONTAINER_OF(w, struct run, w);
+    bool again = w->s.ending;
+    if (again || !w->quiet) {
+        fprintf(stderr, "coil: deadlock: %u tasks wait, and nothing is left that could wake one%s:\n", w->s.live,
+                again ? ", not even their cancel" : "");
+        report_tasks(&w->s);
+    }
+    if (again) abort();
+    r->deadlocked = true;
+    w->s.ending = true;
+    coil__cancel_all(&w->s);
+}
+
+static int main_task(void *arg) {
+    struct run *r = arg;
+    r->result = r->fn(r->arg);
+    begin_exit(r);
+    return 0;
+}
+
+/* Streams and listeners that no task has closed: their requests would keep ports and peers for some time after the ring is
+ * gone, so they are taken back like any other. */
+static void take_back_objects(struct coil__worker *w) {
+    unsigned count = 0;
+    for (struct coil__node *n; (n = coil__list_pop(&w->objects)); count++) {
+        struct coil__object *o = CONTAINER_OF(n, struct coil__object, node);
+        if (!w->quiet) fprintf(stderr, "coil: a %s was left open at the end of coil_run; closing it\n", o->what);
+        o->take_back(o);
+    }
+    while (w->ops.live) coil__worker_turn(w);
+}
+
+/* ---- the run ---- */
+
+static void block_sigpipe(struct run *r) {
+    sigset_t pipe, old, pending;
+    sigemptyset(&pipe);
+    sigaddset(&pipe, SIGPIPE);
+    sigpending(&pending);
+    pthread_sigmask(SIG_BLOCK, &pipe, &old);
+    r->pipe_blocked = sigismember(&old, SIGPIPE) || sigismember(&pending, SIGPIPE);
+}
+
+/* One that coil's own writes have raised meanwhile must not kill the program now. */
+static void unblock_sigpipe(struct run *r) {
+    static const struct timespec at_once;
+    sigset_t pipe;
+    if (r->pipe_blocked) return;
+    sigemptyset(&pipe);
+    sigaddset(&pipe, SIGPIPE);
+    while (sigtimedwait(&pipe, NULL, &at_once) < 0 && errno == EINTR) {
+    }
+    pthread_sigmask(SIG_UNBLOCK, &pipe, NULL);
+}
+
+static int open_driver(struct run *r, const coil_run_opts *o, uint64_t unused) {
+    struct coil__ring_opts ring = {.sq_entries = o->sq_entries,
+                                   .cq_entries = o->cq_entries,
+                                   .pool_buffers = o->pool_buffers,
+                                   .pool_buffer_size = (uint32_t)o->pool_buffer_size,
+                                   .caps_unused = unused};
+    struct coil__driver_error err = {.code = COIL_ESTART_NOMEM, .text = "out of memory"};
+    if (coil__ring_open(&ring, &r->w.s.driver, &err) == 0) return 0;
+    if (!o->quiet) fprintf(stderr, "coil: cannot start: %s\n", err.text);
+    return err.code;
+}
+
+static int open_stacks(struct run *r, const coil_run_opts *o, uint64_t unused) {
+    struct coil__driver *d = r->w.s.driver;
+    if (coil__stack_probe_guard_install()) d->caps |= COIL__CAP_BIT(GUARD_INSTALL) & ~unused;
+    struct coil__stack_opts so = {.default_size = o->stack_size,
+                                  .cache_max = o->stack_cache_max,
+                                  .guards_only = o->guards_only,
+                                  .use_guard_install = d->caps & COIL__CAP_BIT(GUARD_INSTALL),
+                                  .quiet = o->quiet};
+    int err = coil__stack_pool_init(&r->w.s.stacks, &so);
+    if (err) return err == -EINVAL ? bad_option(o, "stack_size", NULL) : COIL_ESTART_NOMEM;
+    err = coil__stack_thread_begin(&r->w.s.stacks);
+    if (err) coil__stack_pool_destroy(&r->w.s.stacks);
+    return err ? COIL_ESTART_NOMEM : 0;
+}
+
+static void open_worker(struct run *r, const coil_run_opts *o) {
+    struct coil__worker *w = &r->w;
+    coil__worker_join(w);
+    coil__sched_init(&w->s, o->tasks_max);
+    w->complete = coil__ops_complete;
+    w->stuck = deadlock;
+    w->external_wakes = o->external_wakes;
+    w->quiet = o->quiet;
+    w->slack_ns = o->timer_slack.ns;
+    w->spin_max_ns = MAX(o->spin_max.ns, 0);
+    r->exit_limit_ns = o->exit_limit.ns;
+    block_sigpipe(r);
+    coil__here = &w->s;
+}
+
+static void close_worker(struct run *r) {
+    struct coil__worker *w = &r->w;
+    take_back_objects(w);
+    coil__signals_leave(w);
+    coil__worker_leave(w);
+    coil__here = NULL;
+    coil__timer_disarm(&w->s, &r->exit_timer);
+    coil__ops_free(w);
+    coil__block_cache_free(&w->blocks);
+    coil__sched_free(&w->s);
+    coil__stack_thread_end(&w->s.stacks);
+    coil__stack_pool_destroy(&w->s.stacks);
+    w->s.driver->ops->destroy(w->s.driver);
+    unblock_sigpipe(r);
+}
+
+static int run_tasks(struct run *r) {
+    static const coil_spawn_opts named = {.name = "main"};
+    struct coil__task *t;
+    struct coil__sched *s = &r->w.s;
+    if (coil__heap_take_seat(&s->timers)) return COIL_ESTART_NOMEM;
+    if (coil__task_new(s, &named, main_task, r, &t)) return COIL_ESTART_NOMEM;
+    t->detached = true;
+    while (s->live) coil__worker_turn(&r->w);
+    return r->deadlocked ? -EDEADLK : r->result;
+}
+
+int coil_run_with(const coil_run_opts *opts, coil_fn *fn, void *arg) {
+    coil_run_opts o = opts ? *opts : (coil_run_opts){0};
+    struct run r = {.fn = fn, .arg = arg};
+    uint64_t unused = 0;
+    if (coil__forked) coil__outside_task("coil_run");
+    if (coil__here) return COIL_ESTART_NESTED;
+    const char *bad = fn ? complete_options(&o) : "a task function that is NULL";
+    if (bad) return bad_option(&o, bad, NULL);
+    int err = unused_caps(&o, &unused);
+    if (!err) err = open_driver(&r, &o, unused);
+    if (err) return err;
+    err = open_stacks(&r, &o, unused);
+    if (err) {
+        r.w.s.driver->ops->destroy(r.w.s.driver);
+        return err;
+    }
+    open_worker(&r, &o);
+    int result = run_tasks(&r);
+    close_worker(&r);
+    return result;
+}
+
+int coil_run(coil_fn *fn, void *arg) {
+    return coil_run_with(NULL, fn, arg);
+}
+
+void coil_stats_get(coil_stats *out) {
+    struct coil__sched *s = coil__current("coil_stats_get")->sched;
+    const struct coil__worker *w = &run_of(s)->w;
+    *out = (coil_stats){.driver = COIL_DRIVER_URING,
+                        .turns = w->stats.turns,
+                        .enters = s->driver->stats.enters,
+                        .ops = w->stats.ops,
+                        .completions = w->stats.completions,
+                        .cancels = w->stats.cancels,
+                        .resumes = w->stats.resumes,
+                        .spins = w->stats.spins,
+                        .sq_full = s->driver->stats.sq_full,
+                        .cq_overflow = s->driver->stats.cq_overflow,
+                        .pool_empty = w->stats.pool_empty,
+                        .tasks_now = s->live,
+                        .tasks_peak = s->peak,
+                        .stacks_unguarded = coil__stack_unguarded(&s->stacks),
+                        .streams_now = w->stats.streams_now};
+}

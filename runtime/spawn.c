@@ -1,0 +1,79 @@
+/* The public calls about single tasks: start, join, let go, name. */
+#include "cancel.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+int coil_spawn(coil_task *out, coil_fn *fn, void *arg) {
+    return coil_spawn_with(out, NULL, fn, arg);
+}
+
+int coil_spawn_with(coil_task *out, const coil_spawn_opts *o, coil_fn *fn, void *arg) {
+    struct coil__task *t, *self = coil__current("coil_spawn");
+    if (out) *out = (coil_task){0};
+    int err = coil__task_new(self->sched, o, fn, arg, &t);
+    if (err) return err;
+    t->detached = !out;
+    if (out) *out = coil__task_handle(t);
+    return 0;
+}
+
+static void join_abort(struct coil__wait *w) {
+    coil__node_unlink(&w->node);
+    coil__ready(w, 0);
+}
+
+static int join(struct coil__task *t, struct coil__task *target, int *result) {
+    struct coil__wait w = {.abort = join_abort, .what = "join", .fd = -1};
+    coil__list_push(&target->joiners, &w.node);
+    coil__park_until(t, &w, t->limit_ns);
+    if (w.interrupted) return coil__stop_error(t);
+    if (result) *result = w.result;
+    return 0;
+}
+
+int coil_join(coil_task h, int *result) {
+    struct coil__task *t = coil__current("coil_join");
+    int err = coil__admit(t);
+    if (err) return err;
+    struct coil__task *target = coil__task_find(t->sched, h);
+    if (!target) return -ESRCH;
+    if (target == t) return -EDEADLK;
+    if (target->detached) return -EINVAL;
+    if (target->state != COIL__ENDED) return join(t, target, result);
+    if (result) *result = target->result;
+    coil__task_free(target);
+    coil__charge(t);
+    return 0;
+}
+
+int coil_detach(coil_task h) {
+    struct coil__task *t = coil__current("coil_detach");
+    struct coil__task *target = coil__task_find(t->sched, h);
+    if (!target) return -ESRCH;
+    if (target->detached) return -EINVAL;
+    if (!coil__list_empty(&target->joiners)) return -EBUSY;
+    target->detached = true;
+    if (target->state == COIL__ENDED) coil__task_free(target);
+    return 0;
+}
+
+coil_task coil_self(void) {
+    return coil__task_handle(coil__current("coil_self"));
+}
+
+int coil_yield(void) {
+    struct coil__task *t = coil__current("coil_yield");
+    int err = coil__admit(t);
+    if (err) return err;
+    coil__step_aside(t);
+    return 0;
+}
+
+void coil_name(const char *fmt, ...) {
+    struct coil__task *t = coil__current("coil_name");
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(t->name, sizeof t->name, fmt, ap);
+    va_end(ap);
+}

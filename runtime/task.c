@@ -1,0 +1,369 @@
+#include "task.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { NO_SLOT = UINT32_MAX };
+
+_Thread_local struct coil__sched *coil__here;
+_Thread_local bool coil__forked;
+
+/* Defined by the C++ runtime where the program has one: { caught exceptions, number of uncaught ones } of this thread. */
+extern void *__cxa_get_globals(void) __attribute__((weak));
+
+_Noreturn void coil__outside_task(const char *call) {
+    if (coil__forked) MISUSE(call, "called in a child forked inside coil_run; only exec and _exit may follow there");
+    MISUSE(call, "called outside a task of coil_run");
+}
+
+/* ---- the slab ---- */
+
+static struct coil__task *record(struct coil__sched *s, uint32_t slot) {
+    uint32_t n = slot / COIL__CHUNK0 + 1;
+    unsigned k = 31 - (unsigned)__builtin_clz(n);
+    uint32_t first = COIL__CHUNK0 * ((UINT32_C(1) << k) - 1);
+    return atomic_load_explicit(&s->chunks[k], memory_order_acquire) + (slot - first);
+}
+
+struct coil__task *coil__task_at(struct coil__sched *s, uint32_t slot) {
+    return slot < atomic_load_explicit(&s->slots, memory_order_acquire) ? record(s, slot) : NULL;
+}
+
+struct coil__task *coil__task_find(struct coil__sched *s, coil_task h) {
+    if (h.worker != s->worker) return NULL;
+    struct coil__task *t = coil__task_at(s, h.slot);
+    return t && t->state != COIL__FREE && t->gen == h.gen ? t : NULL;
+}
+
+coil_task coil__task_handle(const struct coil__task *t) {
+    return (coil_task){.worker = t->sched->worker, .slot = t->slot, .gen = t->gen};
+}
+
+const char *coil__task_name(const struct coil__task *t, char buf[32]) {
+    if (t->name[0]) return t->name;
+    snprintf(buf, 32, "task %u", t->slot);
+    return buf;
+}
+
+/* A record for one more slot. Chunks double, so that few of them hold any number of tasks and no record ever moves. */
+static struct coil__task *grow(struct coil__sched *s) {
+    uint32_t slot = atomic_load_explicit(&s->slots, memory_order_relaxed);
+    uint32_t n = slot / COIL__CHUNK0 + 1;
+    unsigned k = 31 - (unsigned)__builtin_clz(n);
+    if (k >= COIL__CHUNKS) return NULL;
+    if (!atomic_load_explicit(&s->chunks[k], memory_order_relaxed)) {
+        size_t bytes = ((size_t)COIL__CHUNK0 << k) * sizeof(struct coil__task);
+        struct coil__task *chunk = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+        if (!chunk) return NULL;
+        memset(chunk, 0, bytes);
+        atomic_store_explicit(&s->chunks[k], chunk, memory_order_release);
+    }
+    struct coil__task *t = record(s, slot);
+    t->slot = slot;
+    t->gen = 1;
+    t->sched = s;
+    atomic_store_explicit(&s->slots, slot + 1, memory_order_release);
+    return t;
+}
+
+/* First in, first out: a slot rests as long as possible before its handle could be mistaken for a new one. */
+static struct coil__task *take_slot(struct coil__sched *s) {
+    if (s->free_first == NO_SLOT) return grow(s);
+    struct coil__task *t = record(s, s->free_first);
+    s->free_first = t->next_free;
+    if (s->free_first == NO_SLOT) s->free_last = NO_SLOT;
+    return t;
+}
+
+static void give_slot(struct coil__sched *s, struct coil__task *t) {
+    t->next_free = NO_SLOT;
+    if (s->free_last == NO_SLOT) {
+        s->free_first = t->slot;
+    } else {
+        record(s, s->free_last)->next_free = t->slot;
+    }
+    s->free_last = t->slot;
+}
+
+void coil__task_free(struct coil__task *t) {
+    CHECK(t->state == COIL__ENDED);
+    CHECK(coil__list_empty(&t->joiners));
+    t->state = COIL__FREE;
+    t->gen++;
+    give_slot(t->sched, t);
+}
+
+/* ---- the switch ---- */
+
+static void bury(struct coil__sched *s) {
+    struct coil__task *t = s->dead;
+    s->dead = NULL;
+    coil__ctx_release(&t->ctx);
+    coil__stack_put(&s->stacks, t->stack);
+}
+
+/* First thing in every context that runs again. */
+static inline void arrived(struct coil__sched *s) {
+    if (UNLIKELY(s->dead)) bury(s);
+}
+
+/* With many tasks a resume is bound by cache misses on its record and its stack: fetch them a few ahead. */
+static inline void prefetch_ahead(struct coil__ring_queue *q) {
+    struct coil__task *far = coil__ring_queue_peek(q, 4), *near = coil__ring_queue_peek(q, 2);
+    if (far) __builtin_prefetch(far, 1);
+    if (near) __builtin_prefetch(near->ctx.sp);
+}
+
+static inline struct coil__task *next_ready(struct coil__sched *s) {
+    if (s->slice == 0) return s->current = NULL;
+    struct coil__task *t = coil__ring_queue_pop(&s->ready);
+    s->current = t;
+    if (!t) return NULL;
+    s->slice--;
+    prefetch_ahead(&s->ready);
+    CHECK(t->state == COIL__READY);
+    t->state = COIL__RUNNING;
+    t->quick = 0;
+    return t;
+}
+
+COLD static void save_cxa(struct coil__sched *s, struct coil__task *t) {
+    memcpy(t->cxa, s->cxa_globals, sizeof t->cxa);
+    memset(s->cxa_globals, 0, sizeof t->cxa);
+    t->cxa_saved = true;
+}
+
+COLD static void restore_cxa(struct coil__sched *s, struct coil__task *t) {
+    memcpy(s->cxa_globals, t->cxa, sizeof t->cxa);
+    t->cxa_saved = false;
+}
+
+#ifndef NDEBUG
+static void check_fp(const struct coil__task *t) {
+    char buf[32];
+    if (coil__fp_control() == t->sched->fp_control) return;
+    fprintf(stderr, "coil: %s parks with a changed floating-point rounding mode or exception mask; restore it first\n",
+            coil__task_name(t, buf));
+    abort();
+}
+#endif
+
+/* What must hold whenever a task leaves its stack for a while. */
+static inline void before_leaving(struct coil__sched *s, struct coil__task *t) {
+#ifndef NDEBUG
+    check_fp(t);
+#endif
+    if (UNLIKELY(t->unguarded) && !coil__stack_canary_ok(t->stack)) coil__stack_overflowed(t->stack);
+    if (UNLIKELY(s->cxa_globals && (s->cxa_globals[0] || s->cxa_globals[1]))) save_cxa(s, t);
+}
+
+/* The current task has said why it stops (PARKED, or READY again); the next one runs. */
+static inline void switch_away(struct coil__sched *s, struct coil__task *from) {
+    struct coil__task *next = next_ready(s);
+    if (next == from) return;
+    before_leaving(s, from);
+    coil__ctx_switch(&from->ctx, next ? &next->ctx : &s->loop);
+    arrived(s);
+    if (UNLIKELY(from->cxa_saved)) restore_cxa(s, from);
+}
+
+uint32_t coil__sched_run(struct coil__sched *s, uint32_t resumes) {
+    s->slice = resumes;
+    struct coil__task *first = next_ready(s);
+    if (!first) return 0;
+    coil__ctx_switch(&s->loop, &first->ctx);
+    arrived(s);
+    CHECK(s->current == NULL);
+    return resumes - s->slice;
+}
+
+void coil__sched_next_turn(struct coil__sched *s) {
+    for (struct coil__task *t; (t = coil__ring_queue_pop(&s->later));) coil__ring_queue_push(&s->ready, t);
+}
+
+/* ---- park and ready ---- */
+
+void coil__park(struct coil__task *t, struct coil__wait *w) {
+    struct coil__sched *s = t->sched;
+    CHECK(t->state == COIL__RUNNING);
+    w->task = t;
+    t->wait = w;
+    t->state = COIL__PARKED;
+    t->since_ns = s->now_ns;
+    s->outside += w->outside;
+    /* A cancel that came after the last wait had ended, and before its task ran, found nothing to interrupt. */
+    if (UNLIKELY(t->stop)) coil__interrupt(t);
+    switch_away(s, t);
+    CHECK(t->state == COIL__RUNNING);
+}
+
+void coil__ready(struct coil__wait *w, int result) {
+    struct coil__task *t = w->task;
+    CHECK(t->state == COIL__PARKED);
+    CHECK(t->wait == w);
+    w->result = result;
+    t->wait = NULL;
+    t->state = COIL__READY;
+    t->sched->outside -= w->outside;
+    coil__ring_queue_push(&t->sched->ready, t);
+}
+
+void coil__step_aside(struct coil__task *t) {
+    CHECK(t->state == COIL__RUNNING);
+    t->quick = 0;
+    t->state = COIL__READY;
+    coil__ring_queue_push(&t->sched->ready, t);
+    switch_away(t->sched, t);
+}
+
+void coil__interrupt(struct coil__task *t) {
+    if (t->state != COIL__PARKED || !t->wait->abort) return;
+    t->wait->interrupted = true;
+    t->wait->abort(t->wait);
+}
+
+int coil__stop_error(struct coil__task *t) {
+    if (t->stop) return -ECANCELED;
+    if (t->sched->now_ns >= t->limit_ns) t->fired = true;
+    return -ETIME;
+}
+
+/* The whole worker makes a turn before the caller goes on: a retry loop in a task that is cancelled or out of time would
+ * otherwise keep completions and timers of all others waiting. */
+int coil__refuse(struct coil__task *t) {
+    int err = coil__stop_error(t);
+    t->state = COIL__READY;
+    coil__ring_queue_push(&t->sched->later, t);
+    switch_away(t->sched, t);
+    return err;
+}
+
+/* ---- beginning and end ---- */
+
+static void check_closed(struct coil__task *t) {
+    char buf[32];
+    if (t->depth) MISUSE("coil_leave", "%s has ended with a scope open", coil__task_name(t, buf));
+    if (t->open_groups) MISUSE("coil_group_close", "%s has ended with a group open", coil__task_name(t, buf));
+}
+
+/* Hands the result to all that join t; whether there was anybody. */
+static bool tell_joiners(struct coil__task *t) {
+    bool any = false;
+    for (struct coil__node *n; (n = coil__list_pop(&t->joiners)); any = true) {
+        coil__ready(CONTAINER_OF(n, struct coil__wait, node), t->result);
+    }
+    return any;
+}
+
+_Noreturn static void task_ends(struct coil__task *t) {
+    struct coil__sched *s = t->sched;
+    check_closed(t);
+    if (coil__heap_has(&t->timer.node)) coil__heap_remove(&s->timers, &t->timer.node);
+    coil__heap_give_seat(&s->timers);
+    s->live--;
+    t->state = COIL__ENDED;
+    if (t->unguarded && !coil__stack_canary_ok(t->stack)) coil__stack_overflowed(t->stack);
+    if (t->group) t->ended(t);
+    if (tell_joiners(t) || t->detached) coil__task_free(t);
+    s->dead = t;
+    struct coil__task *next = next_ready(s);
+    coil__ctx_leave(&t->ctx, next ? &next->ctx : &s->loop);
+    __builtin_unreachable();
+}
+
+static void task_begins(void *arg) {
+    struct coil__task *t = arg;
+    coil__ctx_entered(&t->ctx);
+    arrived(t->sched);
+    t->result = t->fn(t->arg);
+    task_ends(t);
+}
+
+static bool reserved_zero(const coil_spawn_opts *o) {
+    for (size_t i = 0; i < ARRAY_SIZE(o->reserved); i++) {
+        if (o->reserved[i]) return false;
+    }
+    return true;
+}
+
+/* Room everywhere where the task may have to stand later, so that readying it or arming its timer can't fail. */
+static int reserve_room(struct coil__sched *s) {
+    int err = coil__ring_queue_reserve(&s->ready, s->live + 1);
+    if (!err) err = coil__ring_queue_reserve(&s->later, s->live + 1);
+    if (!err) err = coil__heap_take_seat(&s->timers);
+    return err;
+}
+
+static void start(struct coil__sched *s, struct coil__task *t, struct coil__stack *stack) {
+    s->live++;
+    if (s->live > s->peak) s->peak = s->live;
+    t->stack = stack;
+    t->unguarded = !stack->guarded;
+    stack->label = &t->label;
+    t->label = (struct coil__stack_label){.name = t->name, .fn = (void (*)(void))t->fn};
+    t->state = COIL__READY;
+    /* Frames that all begin at the same offset would share a few cache sets: shift them by slot. */
+    coil__ctx_make(&t->ctx, stack->lo, stack->size, 64 * (t->slot % 16), task_begins, t);
+    coil__ring_queue_push(&s->ready, t);
+}
+
+/* Resets what a former user of the record has left. */
+static void reset(struct coil__task *t, const coil_spawn_opts *o, coil_fn *fn, void *arg) {
+    t->fn = fn;
+    t->arg = arg;
+    t->limit_ns = t->shield_ns = COIL__NEVER;
+    t->stop = t->cancelled = t->sched->ending;
+    t->detached = t->cxa_saved = t->shielded = t->fired = false;
+    t->wait = NULL;
+    t->group = NULL;
+    t->open_groups = NULL;
+    t->depth = t->limit_owner = t->inherit_fired = t->shield_owner = 0;
+    t->name[0] = 0;
+    coil__list_init(&t->joiners);
+    if (o && o->name) snprintf(t->name, sizeof t->name, "%s", o->name);
+}
+
+int coil__task_new(struct coil__sched *s, const coil_spawn_opts *o, coil_fn *fn, void *arg, struct coil__task **out) {
+    *out = NULL;
+    if (!fn || (o && !reserved_zero(o))) return -EINVAL;
+    if (s->tasks_max && s->live >= s->tasks_max) return -EAGAIN;
+    struct coil__stack *stack;
+    int err = coil__stack_get(&s->stacks, o ? o->stack_size : 0, &stack);
+    if (err) return err;
+    err = reserve_room(s);
+    if (err) goto no_room;
+    struct coil__task *t = take_slot(s);
+    if (!t) {
+        err = -ENOMEM;
+        coil__heap_give_seat(&s->timers);
+        goto no_room;
+    }
+    reset(t, o, fn, arg);
+    start(s, t, stack);
+    *out = t;
+    return 0;
+no_room:
+    coil__stack_put(&s->stacks, stack);
+    return err;
+}
+
+void coil__sched_init(struct coil__sched *s, size_t tasks_max) {
+    s->tasks_max = tasks_max;
+    s->free_first = s->free_last = NO_SLOT;
+    s->cxa_globals = __cxa_get_globals ? __cxa_get_globals() : NULL;
+    coil__ctx_adopt(&s->loop);
+#ifndef NDEBUG
+    s->fp_control = coil__fp_control();
+#endif
+    coil__clock(s);
+}
+
+void coil__sched_free(struct coil__sched *s) {
+    CHECK(s->live == 0);
+    coil__ctx_release(&s->loop);
+    coil__ring_queue_free(&s->ready);
+    coil__ring_queue_free(&s->later);
+    coil__heap_free(&s->timers);
+    for (unsigned k = 0; k < COIL__CHUNKS; k++) free(atomic_load(&s->chunks[k]));
+}

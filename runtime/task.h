@@ -1,0 +1,207 @@
+/* Tasks: records and their states, the run queue, park and ready.
+ *
+ * Life of a task record:
+ *   1. FREE     on the scheduler's list of free slots.
+ *   2. READY    in the run queue (or among the later ones): spawned, or readied by whoever ended its wait.
+ *   3. RUNNING  the one whose stack is in use; from READY only.
+ *   4. PARKED   `wait` says on what; from RUNNING only, by itself. Back to READY by coil__ready, exactly once per park.
+ *   5. ENDED    its function has returned; its stack is given back by the next context that runs. The record stays until
+ *               the result was joined, or goes at once where nobody may join it. Then its generation goes up: FREE.
+ * A task never leaves its worker, so thread-local pointers stay valid across a park. */
+#ifndef COIL__TASK_H
+#define COIL__TASK_H
+
+#include "base.h"
+#include "driver.h"
+#include "heap.h"
+#include "inbox.h"
+#include "list.h"
+#include "ring_queue.h"
+#include "stack.h"
+#include "switch.h"
+
+#include "coil/runtime.h"
+#include "coil/task.h"
+
+#include <stdatomic.h>
+
+struct coil__sched;
+struct coil__task;
+struct coil__group;
+
+/* A timer belongs to a task or to an object. `fire` runs in the worker's loop and may arm it again. */
+struct coil__timer {
+    struct coil__heap_node node;
+    void (*fire)(struct coil__timer *t);
+};
+
+enum coil__state { COIL__FREE, COIL__READY, COIL__RUNNING, COIL__PARKED, COIL__ENDED };
+
+/* What a parked task waits for; lives on its stack. */
+struct coil__wait {
+    /* Asks for the wait to end early: either queues a cancel (then only the request's own completion readies the task),
+     * or takes the task out of a wait list and readies it. May be called again. NULL: the wait can't be ended early. */
+    void (*abort)(struct coil__wait *w);
+    struct coil__task *task;
+    struct coil__node node; /* in the list of the object waited for, where it has one */
+    int64_t until_ns;       /* the deadline of this wait; COIL__NEVER: none */
+    const char *what;       /* for reports: "recv", "join" ... */
+    int fd;                 /* for reports; -1: none */
+    int result;             /* set by whoever readies the task */
+    bool outside;           /* something beyond this worker's tasks can end it: the kernel, a signal, another thread */
+    bool interrupted;       /* a cancel or the deadline has called abort */
+};
+
+struct coil__task {
+    /* What a resume and an ordinary call touch. */
+    struct coil__ctx ctx;
+    struct coil__sched *sched;
+    int64_t limit_ns;        /* the deadline that holds: of the tightest scope; COIL__NEVER: none */
+    struct coil__wait *wait; /* set only while PARKED */
+    uint8_t state;           /* enum coil__state */
+    bool stop;               /* cancelled, and no shield is in force: [parks] calls refuse */
+    bool cancelled;          /* stays until the task ends */
+    bool detached;           /* nobody joins it */
+    bool cxa_saved;          /* it parked with C++ exceptions in the making; cxa[] holds them */
+    bool unguarded;          /* its stack has a canary instead of a guard: looked at whenever it is left */
+    uint16_t quick;          /* calls that finished without parking since it was resumed */
+    struct coil__stack *stack;
+    int64_t since_ns; /* when it parked, by the worker's clock */
+
+    struct coil__timer timer; /* ends a wait at its deadline; may stand in the heap with an old key: see timer.c */
+    coil_fn *fn;
+    void *arg;
+    uint64_t gen;
+    uint32_t slot;
+    uint32_t next_free;
+    int result;
+
+    struct coil__list joiners;           /* waits of those who join it */
+    struct coil__group *group;           /* whose child it is; NULL: nobody's */
+    struct coil__node sibling;           /* among that group's children */
+    void (*ended)(struct coil__task *t); /* set together with `group`, which wants to know */
+    struct coil__group *open_groups;     /* those that it owns and has not closed, innermost first */
+
+    /* Scopes: see scope.c. */
+    uint32_t depth;         /* open scopes */
+    uint32_t limit_owner;   /* depth of the scope whose limit holds; 0: none */
+    uint32_t inherit_fired; /* depth of an outer shield whose limit struck inside an inner one; 0: none */
+    bool shielded;          /* inside a shield */
+    bool fired;             /* a call was refused or ended with -ETIME because of limit_owner's limit */
+    int64_t shield_ns;      /* limit of the innermost open shield */
+    uint32_t shield_owner;  /* depth of the shield whose limit that is */
+
+    struct coil__stack_label label; /* what an overflow report says */
+    char name[32];
+    void *cxa[2];
+
+    /* A cancel posted by another thread: see cancel.c. */
+    struct coil__letter cancel_letter;
+    _Atomic uint64_t cancel_gen;
+    atomic_bool cancel_posted;
+};
+
+enum {
+    COIL__CHUNKS = 22,
+    COIL__CHUNK0 = 256, /* chunk k of the slab holds CHUNK0 << k records */
+    COIL__QUICK_MAX = 64,
+};
+
+/* The scheduler: one per worker, which embeds it as its first member. */
+struct coil__sched {
+    struct coil__ring_queue ready; /* tasks in state READY */
+    struct coil__task *current;    /* RUNNING; NULL in the worker's loop */
+    struct coil__task *dead;       /* has just ended: the next context to run gives its stack back */
+    uint32_t slice;                /* resumes left before the loop has the worker again */
+    uint32_t outside;              /* parked tasks whose wait something outside can end */
+    int64_t now_ns;                /* the worker's clock: read each turn and every 16 resumes */
+    void **cxa_globals;            /* this thread's C++ exception globals; NULL without a C++ runtime */
+    struct coil__driver *driver;
+    struct coil__ctx loop;
+
+    struct coil__ring_queue later; /* READY too, but not before the next turn */
+    struct coil__heap timers;
+    struct coil__stack_pool stacks;
+    size_t tasks_max;
+    uint32_t worker; /* its number; never reused */
+    uint32_t live;   /* tasks that have not ended */
+    uint64_t peak;
+#ifndef NDEBUG
+    uint32_t fp_control; /* rounding mode and exception masks, which belong to the worker */
+#endif
+    bool ending; /* the main task has returned, or a deadlock was found: what is spawned starts cancelled */
+
+    /* The slab. Other threads look records up to post a cancel, hence the atomics; records never move. */
+    _Atomic(struct coil__task *) chunks[COIL__CHUNKS];
+    _Atomic uint32_t slots;         /* records that exist */
+    uint32_t free_first, free_last; /* FIFO of free slots, linked by next_free; UINT32_MAX: none */
+};
+
+/* The worker of the calling thread; NULL: none. Initial-exec, so that a shared library reads it without a call. */
+extern _Thread_local struct coil__sched *coil__here __attribute__((tls_model("initial-exec")));
+extern _Thread_local bool coil__forked __attribute__((tls_model("initial-exec")));
+
+/* Setting up and taking down; driver, worker number and stacks are the caller's. */
+void coil__sched_init(struct coil__sched *s, size_t tasks_max);
+void coil__sched_free(struct coil__sched *s);
+
+/* Gives the worker to ready tasks, from its loop, for at most `resumes` of them; says how many there were. */
+uint32_t coil__sched_run(struct coil__sched *s, uint32_t resumes);
+/* What waited for the next turn becomes ready. */
+void coil__sched_next_turn(struct coil__sched *s);
+
+/* A new task, READY. 0, -ENOMEM, -EAGAIN, -EINVAL. */
+int coil__task_new(struct coil__sched *s, const coil_spawn_opts *o, coil_fn *fn, void *arg, struct coil__task **out);
+/* An ended task's record goes back to the slab. */
+void coil__task_free(struct coil__task *t);
+coil_task coil__task_handle(const struct coil__task *t);
+/* The record of a slot, also for another thread; NULL: no such slot. */
+struct coil__task *coil__task_at(struct coil__sched *s, uint32_t slot);
+/* The live or unjoined task of this worker that a handle means; NULL: stale, or another worker's. */
+struct coil__task *coil__task_find(struct coil__sched *s, coil_task h);
+/* Its name, or "task N" in buf. */
+const char *coil__task_name(const struct coil__task *t, char buf[32]);
+
+/* Ends the wait's task: state PARKED to READY. */
+void coil__ready(struct coil__wait *w, int result);
+/* Parks the current task on w until coil__ready. w->until_ns is not looked at here: see coil__park_until. */
+void coil__park(struct coil__task *t, struct coil__wait *w);
+/* The current task goes behind all that are ready now. */
+void coil__step_aside(struct coil__task *t);
+/* A cancel or a deadline asks t, if it is parked, to end its wait. */
+void coil__interrupt(struct coil__task *t);
+
+COLD int coil__refuse(struct coil__task *t);
+/* Why the current task's call was refused or ended early: -ECANCELED before -ETIME; notes whose limit it was. */
+int coil__stop_error(struct coil__task *t);
+_Noreturn COLD void coil__outside_task(const char *call);
+
+/* The current task; a public call outside one stops with its name. */
+static inline struct coil__task *coil__current(const char *call) {
+    struct coil__sched *s = coil__here;
+    if (UNLIKELY(!s || !s->current)) coil__outside_task(call);
+    return s->current;
+}
+
+/* First thing in every [parks] call: 0, or -ECANCELED or -ETIME after the others had a turn. */
+static inline int coil__admit(struct coil__task *t) {
+    if (LIKELY(!t->stop && t->sched->now_ns < t->limit_ns)) return 0;
+    return coil__refuse(t);
+}
+
+/* Last thing in a [parks] call that finished without parking: gives way after QUICK_MAX of them, so that a task whose
+ * data never runs out can't hold the worker. */
+static inline void coil__charge(struct coil__task *t) {
+    if (UNLIKELY(++t->quick >= COIL__QUICK_MAX)) coil__step_aside(t);
+}
+
+static inline int64_t coil__clock(struct coil__sched *s) {
+    return s->now_ns = s->driver->sys->now();
+}
+
+/* a + b for moments and lengths that must not wrap; b >= 0. */
+static inline int64_t coil__add_ns(int64_t a, int64_t b) {
+    return b > COIL__NEVER - a ? COIL__NEVER : a + b;
+}
+
+#endif

@@ -1,0 +1,196 @@
+/* The turn. The order of its steps matters:
+ *   1. reap          copies results into their records; no user code runs, so the stack stays flat and traces readable
+ *   2. timers        after reap: a result that has come beats a deadline that has passed meanwhile
+ *   3. inbox         before the tasks: a cancel from another thread shouldn't wait for a whole round
+ *   4. tasks         bounded, or one busy connection would starve accept, timers and everybody's completions
+ *   5. hooks         after the tasks: what one task wrote in several calls leaves in one send
+ *   6. enter         last: everything asked for above goes in with one system call, cancels first */
+#include "worker.h"
+
+#include <pthread.h>
+
+enum {
+    REAP_MAX = 256,         /* completions in one turn */
+    RESUMES_MAX = 128,      /* resumes in one turn */
+    RESUMES_PER_CLOCK = 16, /* between looks at the clock */
+    RESUMES_PER_FLUSH = 64,
+    TURN_NS = 200000,   /* tasks in one turn */
+    GAP_CAP_NS = 1000000, /* a longer wait says no more about the next one */
+};
+
+/* ---- the process's workers ---- */
+
+static pthread_mutex_t workers_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct coil__worker *workers;
+static uint32_t last_number;
+
+/* In a child forked while a run was under way, the rings' memory is not even mapped: only exec and _exit may follow. */
+static void in_forked_child(void) {
+    coil__forked = workers != NULL;
+    coil__here = NULL;
+}
+
+static void watch_forks(void) {
+    pthread_atfork(NULL, NULL, in_forked_child);
+}
+
+void coil__worker_join(struct coil__worker *w) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, watch_forks);
+    coil__list_init(&w->dirty);
+    coil__list_init(&w->objects);
+    w->gap_ns = GAP_CAP_NS;
+    pthread_mutex_lock(&workers_lock);
+    w->s.worker = ++last_number;
+    w->next = workers;
+    workers = w;
+    pthread_mutex_unlock(&workers_lock);
+    CHECK(w->s.worker != 0);
+}
+
+void coil__worker_leave(struct coil__worker *w) {
+    pthread_mutex_lock(&workers_lock);
+    struct coil__worker **at = &workers;
+    while (*at != w) at = &(*at)->next;
+    *at = w->next;
+    pthread_mutex_unlock(&workers_lock);
+}
+
+bool coil__worker_with(uint32_t number, void (*fn)(struct coil__worker *w, void *arg), void *arg) {
+    pthread_mutex_lock(&workers_lock);
+    struct coil__worker *w = workers;
+    while (w && w->s.worker != number) w = w->next;
+    if (w) fn(w, arg);
+    pthread_mutex_unlock(&workers_lock);
+    return w != NULL;
+}
+
+/* The worker says that it sleeps and then looks at the inbox; a writer writes and then looks whether it sleeps. Both are
+ * sequentially consistent, so at least one of them sees the other, and no letter waits for a sleeping worker. */
+void coil__worker_post(struct coil__worker *w, struct coil__letter *l) {
+    coil__inbox_post(&w->inbox, l);
+    if (atomic_exchange(&w->sleeping, false)) w->s.driver->ops->wake(w->s.driver);
+}
+
+/* ---- the steps ---- */
+
+static void reap(struct coil__worker *w) {
+    struct io_uring_cqe cqes[64];
+    struct coil__driver *d = w->s.driver;
+    for (unsigned total = 0; total < REAP_MAX;) {
+        unsigned n = d->ops->reap(d, cqes, ARRAY_SIZE(cqes));
+        if (n) w->complete(w, cqes, n);
+        total += n;
+        if (n < ARRAY_SIZE(cqes)) break;
+    }
+}
+
+static void read_inbox(struct coil__worker *w) {
+    for (struct coil__letter *l = coil__inbox_take(&w->inbox), *next; l; l = next) {
+        next = l->next;
+        l->deliver(l);
+    }
+}
+
+void coil__worker_hook(struct coil__worker *w, struct coil__hook *h) {
+    if (!coil__node_linked(&h->node)) coil__list_push(&w->dirty, &h->node);
+}
+
+static void run_hooks(struct coil__worker *w) {
+    for (struct coil__node *n; (n = coil__list_pop(&w->dirty));) {
+        struct coil__hook *h = CONTAINER_OF(n, struct coil__hook, node);
+        h->run(h);
+    }
+}
+
+static void run_tasks(struct coil__worker *w) {
+    struct coil__sched *s = &w->s;
+    int64_t end_ns = s->now_ns + TURN_NS;
+    uint32_t resumes = 0, unflushed = 0;
+    coil__sched_next_turn(s);
+    while (coil__ring_queue_count(&s->ready) && resumes < RESUMES_MAX) {
+        uint32_t n = coil__sched_run(s, RESUMES_PER_CLOCK);
+        resumes += n;
+        unflushed += n;
+        if (unflushed >= RESUMES_PER_FLUSH) {
+            run_hooks(w);
+            unflushed = 0;
+        }
+        if (coil__clock(s) >= end_ns) break;
+    }
+    w->stats.resumes += resumes;
+}
+
+static bool work_waits(const struct coil__worker *w) {
+    return coil__ring_queue_count(&w->s.ready) || coil__ring_queue_count(&w->s.later);
+}
+
+/* The moment until which there is nothing to do but wait. The slack lets timers that are close share a wake-up. */
+static int64_t next_alarm(const struct coil__worker *w) {
+    struct coil__heap_node *first = coil__heap_first(&w->s.timers);
+    return first ? coil__add_ns(first->key, w->slack_ns) : COIL__NEVER;
+}
+
+/* Whether anything could still wake a task of this worker. */
+static bool hopeless(struct coil__worker *w) {
+    return w->s.live && !w->s.outside && !w->external_wakes && !coil__heap_first(&w->s.timers) &&
+           coil__inbox_empty(&w->inbox);
+}
+
+/* Polls instead of sleeping, where recent waits were so short that being woken would have cost more. True: something has come
+ * (or is due), so there is no need to sleep. */
+static bool spin(struct coil__worker *w, int64_t until_ns) {
+    struct coil__driver *d = w->s.driver;
+    if (w->gap_ns >= w->spin_max_ns) return false;
+    w->stats.spins++;
+    d->ops->enter(d, 0);
+    int64_t end_ns = MIN(until_ns, coil__add_ns(w->s.now_ns, w->spin_max_ns));
+    do {
+        for (int i = 0; i < 16; i++) {
+            if (d->ops->ready(d) || !coil__inbox_empty(&w->inbox)) return true;
+            coil__cpu_relax();
+        }
+    } while (coil__clock(&w->s) < end_ns);
+    return until_ns <= end_ns;
+}
+
+static void sleep_until(struct coil__worker *w, int64_t until_ns) {
+    struct coil__driver *d = w->s.driver;
+    atomic_store(&w->sleeping, true);
+    if (!coil__inbox_empty(&w->inbox)) until_ns = 0;
+    d->ops->enter(d, until_ns);
+    atomic_store_explicit(&w->sleeping, false, memory_order_relaxed);
+}
+
+/* Waits for work; the length of the wait says whether the next one should spin. */
+static void wait_for_work(struct coil__worker *w) {
+    int64_t until_ns = next_alarm(w), began_ns = coil__clock(&w->s);
+    bool came = spin(w, until_ns);
+    if (came) {
+        w->s.driver->ops->enter(w->s.driver, 0);
+    } else {
+        sleep_until(w, until_ns);
+    }
+    int64_t gap_ns = MIN(coil__clock(&w->s) - began_ns, GAP_CAP_NS);
+    w->gap_ns += (gap_ns - w->gap_ns) / 8;
+}
+
+static void enter(struct coil__worker *w) {
+    if (!work_waits(w) && hopeless(w)) w->stuck(w);
+    if (work_waits(w) || w->s.live == 0) {
+        w->s.driver->ops->enter(w->s.driver, 0);
+        coil__clock(&w->s);
+    } else {
+        wait_for_work(w);
+    }
+}
+
+void coil__worker_turn(struct coil__worker *w) {
+    w->stats.turns++;
+    reap(w);
+    coil__timers_fire(&w->s);
+    read_inbox(w);
+    run_tasks(w);
+    run_hooks(w);
+    enter(w);
+}
