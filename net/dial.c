@@ -29,15 +29,17 @@ static int dial(coil_stream **out, struct coil__task *t, const coil_addr *to, co
     return err;
 }
 
-static bool opts_ok(const coil_dial_opts *o) {
+static int check_opts(const coil_dial_opts *o) {
     for (size_t i = 0; i < ARRAY_SIZE(o->reserved); i++) {
-        if (o->reserved[i]) return false;
+        if (o->reserved[i]) return -EINVAL;
     }
-    return !o->from || coil__addr_ok(o->from);
+    return o->from ? coil__addr_check(o->from) : 0;
 }
 
 static int checked_dial(coil_stream **out, struct coil__task *t, const coil_addr *to, const coil_dial_opts *o) {
-    if (!coil__addr_ok(to) || (o && !opts_ok(o))) return -EINVAL;
+    int err = coil__addr_check(to);
+    if (!err && o) err = check_opts(o);
+    if (err) return err;
     return dial(out, t, to, o ? o->from : NULL);
 }
 

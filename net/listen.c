@@ -1,10 +1,13 @@
 /* Listening and accepting.
  *
  * The listener owns one request: a multishot accept, or a poll after which accept4 empties the backlog. What it brings waits
- * in a queue until a task takes it; with a full queue the request is taken back, and the kernel's backlog holds the rest.
- * Where descriptors or memory run out, the listener rests for a while: asking again at once would fail at once. */
+ * in a queue until a task takes it; with enough in the queue the request is taken back, and the kernel's backlog holds the
+ * rest. Where descriptors or memory run out, the listener rests for a while: asking again at once would fail at once.
+ *
+ * Tasks that are inside keep the listener alive: a close marks it, wakes them, and waits until the last one has left. */
 #include "listen.h"
 #include "caps.h"
+#include "ring_queue.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -13,7 +16,7 @@
 
 enum {
     BACKLOG = 4096,
-    QUEUE = 256,              /* connections accepted and not yet taken */
+    QUEUE_ENOUGH = 128,       /* connections accepted and not yet taken */
     ACCEPTS_PER_TURN = 64,    /* by accept4, before others have a turn */
     PORT_TRIES = 100,         /* for a port that its last user is still letting go of */
     PORT_RETRY_NS = 10000000, /* between them */
@@ -29,14 +32,14 @@ struct coil_listener {
     bool abandoned;  /* left open at the end of the run */
     int err;         /* of an accept, for the next task that asks */
     int64_t rest_ns; /* how long the next rest is */
-    uint32_t inside; /* tasks in accept */
+    uint32_t inside; /* tasks in accept, or in serve */
     struct coil__list waiters;
+    struct coil__list watchers; /* wait for something else, but not beyond a close */
     struct coil__list closers; /* wait until nobody is inside, or until op has ended */
     struct coil__op op;
     struct coil__timer rest; /* armed: it rests */
     struct coil__object object;
-    uint32_t head, count; /* of queue */
-    int queue[QUEUE];
+    struct coil__ring_queue queue; /* of descriptors */
 };
 
 bool coil__is_shortage(int err) {
@@ -76,27 +79,13 @@ static bool rests(const coil_listener *l) {
     return coil__heap_has(&l->rest.node);
 }
 
-/* Goes on where tasks wait and nothing is armed. */
-static void go_on(coil_listener *l) {
-    if (l->op.live || l->closing || l->count || l->err || rests(l) || coil__list_empty(&l->waiters)) return;
-    l->err = arm(l);
-    if (l->err) wake_one(&l->waiters);
-}
-
-static void rest_over(struct coil__timer *timer) {
-    go_on(CONTAINER_OF(timer, struct coil_listener, rest));
+static uint32_t queued(const coil_listener *l) {
+    return coil__ring_queue_count(&l->queue);
 }
 
 static void take_rest(coil_listener *l) {
     coil__timer_arm(&l->w->s, &l->rest, coil__add_ns(coil__clock(&l->w->s), l->rest_ns));
     l->rest_ns = MIN(l->rest_ns * 2, rest_max_ns);
-}
-
-static void accepted(coil_listener *l, int fd) {
-    CHECK(l->count < QUEUE);
-    l->queue[(l->head + l->count++) % QUEUE] = fd;
-    l->rest_ns = rest_first_ns;
-    wake_one(&l->waiters);
 }
 
 static void failed(coil_listener *l, int err) {
@@ -106,8 +95,31 @@ static void failed(coil_listener *l, int err) {
     wake_one(&l->waiters);
 }
 
+/* Goes on where tasks wait and nothing is armed. */
+static void go_on(coil_listener *l) {
+    if (l->op.live || l->closing || queued(l) || l->err || rests(l) || coil__list_empty(&l->waiters)) return;
+    int err = arm(l);
+    if (err) failed(l, err);
+}
+
+static void rest_over(struct coil__timer *timer) {
+    go_on(CONTAINER_OF(timer, struct coil_listener, rest));
+}
+
+/* How many a multishot accept brings before it can be taken back is the kernel's affair, so the queue grows. */
+static void accepted(coil_listener *l, int fd) {
+    if (coil__ring_queue_reserve(&l->queue, queued(l) + 1)) {
+        coil__sys_of(l->w)->close(fd);
+        failed(l, -ENOMEM);
+        return;
+    }
+    coil__ring_queue_push(&l->queue, (void *)(intptr_t)fd);
+    l->rest_ns = rest_first_ns;
+    wake_one(&l->waiters);
+}
+
 static void accept_ready(coil_listener *l) {
-    for (int i = 0; i < ACCEPTS_PER_TURN && l->count < QUEUE; i++) {
+    for (int i = 0; i < ACCEPTS_PER_TURN && queued(l) < QUEUE_ENOUGH; i++) {
         int fd = coil__sys_of(l->w)->accept(l->fd, 0);
         if (fd >= 0) {
             accepted(l, fd);
@@ -134,8 +146,7 @@ static void done(struct coil__op *op, int res, uint32_t flags) {
     } else {
         accept_ready(l);
     }
-    /* One multishot accept can bring more in one go than the queue still has room for: it is taken back at half. */
-    if (l->op.live && l->count >= QUEUE / 2) coil__op_abort(l->w, &l->op);
+    if (l->op.live && queued(l) >= QUEUE_ENOUGH) coil__op_abort(l->w, &l->op);
     if (flags & IORING_CQE_F_MORE) return;
     go_on(l);
     settled(l);
@@ -157,19 +168,19 @@ static int await_connection(coil_listener *l, struct coil__task *t) {
     return w.interrupted ? coil__stop_error(t) : 0;
 }
 
+/* Where there is no memory for the stream, the connection stays the first in the queue. */
 static int take(coil_listener *l, coil_stream **out) {
-    int fd = l->queue[l->head];
+    int fd = (int)(intptr_t)coil__ring_queue_peek(&l->queue, 0);
     int err = coil__stream_new(l->w, fd, true, out);
     if (err) return err;
-    l->head = (l->head + 1) % QUEUE;
-    l->count--;
+    coil__ring_queue_pop(&l->queue);
     return 0;
 }
 
 static int next_connection(coil_listener *l, struct coil__task *t, coil_stream **out) {
     for (;;) {
         if (l->closing) return -EBADF;
-        if (l->count) return take(l, out);
+        if (queued(l)) return take(l, out);
         int err = l->err;
         l->err = 0;
         if (!err) err = await_connection(l, t);
@@ -183,14 +194,30 @@ int coil_listener_accept(coil_listener *l, coil_stream **out) {
     if (out) *out = NULL;
     if (err) return err;
     if (!l || !out) return -EINVAL;
-    l->inside++;
+    coil__listener_enter(l);
     err = next_connection(l, t, out);
-    l->inside--;
     /* A wake-up that this task got and didn't need (a cancel came between) goes on to the next. */
-    if (l->count) wake_one(&l->waiters);
-    if (l->closing) settled(l);
+    if (queued(l)) wake_one(&l->waiters);
+    coil__listener_leave(l);
     coil__charge(t);
     return err;
+}
+
+void coil__listener_enter(coil_listener *l) {
+    l->inside++;
+}
+
+void coil__listener_leave(coil_listener *l) {
+    l->inside--;
+    if (l->closing) settled(l);
+}
+
+void coil__listener_watch(coil_listener *l, struct coil__wait *w) {
+    coil__list_push(&l->watchers, &w->node);
+}
+
+bool coil__listener_closing(const coil_listener *l) {
+    return l->closing;
 }
 
 /* ---- life ---- */
@@ -234,6 +261,7 @@ static int new_listener(struct coil__worker *w, int fd, coil_listener **out) {
     coil__op_init(&l->op);
     l->op.done = done;
     coil__list_init(&l->waiters);
+    coil__list_init(&l->watchers);
     coil__list_init(&l->closers);
     l->object.what = "listener";
     l->object.take_back = take_back;
@@ -278,8 +306,8 @@ int coil_listen_addr(coil_listener **out, const coil_addr *where, const coil_lis
     if (out) *out = NULL;
     if (err) return err;
     err = begin_listen(out, &o);
-    if (err) return err;
-    return coil__addr_ok(where) ? listen_at(out, t, where, o) : -EINVAL;
+    if (!err) err = coil__addr_check(where);
+    return err ? err : listen_at(out, t, where, o);
 }
 
 /* ":port" means both families, which takes IPv6; a machine without it still has the other. */
@@ -316,13 +344,14 @@ static void wait_settled(coil_listener *l, struct coil__task *t) {
 
 void coil__listener_pause(coil_listener *l) {
     struct coil__task *t = coil__current("coil_serve");
-    if (l->op.live) coil__op_abort(l->w, &l->op);
-    while (l->op.live) wait_settled(l, t);
+    if (l->op.live && coil__list_empty(&l->waiters)) coil__op_abort(l->w, &l->op);
+    while (l->op.live && l->op.cancelling) wait_settled(l, t);
 }
 
 static void dispose(coil_listener *l) {
     const struct coil__sys *sys = coil__sys_of(l->w);
-    for (uint32_t i = 0; i < l->count; i++) sys->close(l->queue[(l->head + i) % QUEUE]);
+    while (queued(l)) sys->close((int)(intptr_t)coil__ring_queue_pop(&l->queue));
+    coil__ring_queue_free(&l->queue);
     coil__timer_disarm(&l->w->s, &l->rest);
     coil__heap_give_seat(&l->w->s.timers);
     if (coil__node_linked(&l->object.node)) coil__node_unlink(&l->object.node);
@@ -336,6 +365,7 @@ int coil_listener_close(coil_listener *l) {
     if (l->closing) return -EBADF;
     l->closing = true;
     wake_all(&l->waiters);
+    wake_all(&l->watchers);
     if (l->op.live) coil__op_abort(l->w, &l->op);
     while (l->op.live || l->inside) wait_settled(l, t);
     dispose(l);

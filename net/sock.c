@@ -3,14 +3,19 @@
 #include <netinet/tcp.h>
 #include <string.h>
 
-bool coil__addr_ok(const coil_addr *a) {
-    if (!a) return false;
+static bool length_suits(const coil_addr *a) {
     switch (a->u.sa.sa_family) {
     case AF_INET: return a->len == sizeof a->u.in;
     case AF_INET6: return a->len == sizeof a->u.in6;
-    case AF_UNIX: return a->len > offsetof(struct sockaddr_un, sun_path) && a->len <= sizeof a->u.un;
-    default: return false;
+    default: return a->len > offsetof(struct sockaddr_un, sun_path) && a->len <= sizeof a->u.un;
     }
+}
+
+int coil__addr_check(const coil_addr *a) {
+    if (!a || a->len < sizeof a->u.sa.sa_family) return -EINVAL;
+    int family = a->u.sa.sa_family;
+    if (family != AF_INET && family != AF_INET6 && family != AF_UNIX) return -EAFNOSUPPORT;
+    return length_suits(a) ? 0 : -EINVAL;
 }
 
 int coil__sock_set(const struct coil__sys *sys, int fd, int level, int name, int value) {

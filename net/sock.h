@@ -10,8 +10,8 @@ static inline const struct coil__sys *coil__sys_of(const struct coil__worker *w)
     return w->s.driver->sys;
 }
 
-/* Whether the address has a family that coil knows, and a length that suits it. */
-bool coil__addr_ok(const coil_addr *a);
+/* 0; -EAFNOSUPPORT: a family that coil doesn't have; -EINVAL: NULL, or a length that doesn't suit the family. */
+int coil__addr_check(const coil_addr *a);
 
 /* A stream socket of the address's family, with TCP_NODELAY on where that means something. A descriptor or negative errno. */
 int coil__sock_open(const struct coil__sys *sys, const coil_addr *a);

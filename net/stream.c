@@ -14,18 +14,6 @@ static const coil_limits default_limits = {.read = {COIL__NEVER},
 
 /* ---- sides ---- */
 
-int coil__side_enter(coil_stream *s, struct coil__side *side) {
-    if (s->closing) return -EBADF;
-    if (side->busy) return -EBUSY;
-    side->busy = true;
-    return 0;
-}
-
-void coil__side_leave(coil_stream *s, struct coil__side *side) {
-    side->busy = false;
-    coil__stream_settled(s);
-}
-
 struct side_wait {
     struct coil__wait wait;
     struct coil__side *side;
@@ -38,17 +26,16 @@ static void side_abort(struct coil__wait *w) {
 }
 
 int coil__side_park(coil_stream *s, struct coil__side *side, struct coil__task *t, const char *what, int64_t until_ns) {
-    struct side_wait w = {.wait = {.abort = side_abort, .what = what, .fd = s->fd, .outside = true}, .side = side};
+    struct side_wait w; /* not cleared as a whole: this is the way of every read that has to wait */
+    w.side = side;
+    w.wait.abort = side_abort;
+    w.wait.what = what;
+    w.wait.fd = s->fd;
+    w.wait.outside = true;
+    w.wait.interrupted = false;
     side->wait = &w.wait;
     coil__park_until(t, &w.wait, until_ns);
     return w.wait.interrupted ? coil__stop_error(t) : 0;
-}
-
-void coil__side_wake(struct coil__side *side) {
-    struct coil__wait *w = side->wait;
-    if (!w) return;
-    side->wait = NULL;
-    coil__ready(w, 0);
 }
 
 int coil__side_call(struct coil__side *side, struct coil__task *t, struct coil__op *op, const char *what, int64_t until_ns) {
@@ -56,6 +43,13 @@ int coil__side_call(struct coil__side *side, struct coil__task *t, struct coil__
     int res = coil__op_call(t, op, what, until_ns);
     side->op = NULL;
     return res;
+}
+
+/* A request that is over, and whose task has not run yet, is left alone: its result counts. */
+void coil__side_abort(coil_stream *s, struct coil__side *side) {
+    if (!side->op || !side->op->live) return;
+    side->op->fd_closed = s->closing;
+    coil__op_abort(s->w, side->op);
 }
 
 /* ---- made ---- */
@@ -79,6 +73,7 @@ int coil__stream_new(struct coil__worker *w, int fd, bool is_socket, coil_stream
     s->fd = fd;
     s->is_socket = is_socket;
     s->way = choose_way(w, is_socket);
+    s->send_first = is_socket && (w->s.driver->caps & COIL__CAP_BIT(DIRECT_SEND));
     s->limits = default_limits;
     s->active_ns = w->s.now_ns;
     coil__list_init(&s->closers);
@@ -137,6 +132,7 @@ int coil_stream_limits(coil_stream *s, const coil_limits *l) {
     if (l && l->high_water) s->limits.high_water = l->high_water;
     if (l && l->read_buffer) s->limits.read_buffer = l->read_buffer;
     coil__stream_limit_changed(s);
+    coil__stream_tune(s);
     return 0;
 }
 
@@ -176,7 +172,7 @@ static void close_abandoned(coil_stream *s) {
     sys->close(fd);
 }
 
-void coil__stream_settled(coil_stream *s) {
+void coil__stream_settle(coil_stream *s) {
     for (struct coil__node *n; (n = coil__list_pop(&s->closers));) {
         coil__ready(CONTAINER_OF(n, struct coil__wait, node), 0);
     }
@@ -191,9 +187,7 @@ static void wait_settled(coil_stream *s, struct coil__task *t) {
 
 static void expel(coil_stream *s, struct coil__side *side) {
     coil__side_wake(side);
-    if (!side->op) return;
-    side->op->fd_closed = true;
-    coil__op_abort(s->w, side->op);
+    coil__side_abort(s, side);
 }
 
 /* Tasks that are inside get -EBADF and leave. */
@@ -230,6 +224,8 @@ static int flush_for_close(coil_stream *s, struct coil__task *t) {
     bool over = t->stop || t->sched->now_ns >= t->limit_ns;
     if (!over) return coil__stream_drain(s, t);
     coil__stream_try_flush(s);
+    /* Where the try is a request, it is one only after the turn has taken it to the kernel. */
+    while (s->tx.live && !s->tx.cancelling && coil__node_linked(&s->tx.req.node)) coil__refuse(t);
     if (s->write_err) return s->write_err;
     return s->out_bytes ? coil__stop_error(t) : 0;
 }
@@ -239,9 +235,12 @@ int coil_stream_close(coil_stream *s) {
     if (!s) return 0;
     if (s->closing) return -EBADF;
     s->closing = true;
+    coil__stream_tune(s);
     empty(s, t);
     int err = flush_for_close(s, t);
     stop_requests(s, t);
+    /* The last request may have sent everything after all. */
+    if (!s->out_bytes && !s->write_err) err = 0;
     int fd = s->fd;
     const struct coil__sys *sys = coil__sys_of(s->w);
     dispose(s);
@@ -259,6 +258,7 @@ void coil_stream_abort(coil_stream *s) {
     struct coil__task *t = coil__current("coil_stream_abort");
     if (!s || s->closing) return;
     s->closing = true;
+    coil__stream_tune(s);
     empty(s, t);
     stop_requests(s, t);
     set_reset(s);
@@ -299,9 +299,11 @@ int coil_stream_detach(coil_stream *s) {
 static void take_back(struct coil__object *o) {
     coil_stream *s = CONTAINER_OF(o, struct coil_stream, object);
     s->closing = true;
-    s->abandoned = true;
+    coil__stream_tune(s);
     coil__stream_try_flush(s);
     coil__stream_stop_writing(s);
     coil__stream_stop_reading(s);
+    /* Only now: a request that the kernel has not seen ends at once, and s would go with it. */
+    s->abandoned = true;
     close_abandoned(s);
 }

@@ -46,6 +46,9 @@ struct coil_stream {
     uint8_t way;    /* enum coil__way */
     bool is_socket; /* else a pipe end, or a terminal */
     bool closing;
+    bool plain_read; /* a read with nothing buffered has only to wait for rx: see coil__stream_tune */
+    bool send_first; /* try send(2) before a request */
+    struct coil__pool *pool; /* the driver's */
 
     /* Reading. */
     bool starved;      /* the pool was empty: the next read goes straight into the reader's memory */
@@ -56,6 +59,7 @@ struct coil_stream {
     int read_err;
     uint32_t first, last; /* buffers of the pool that hold input, linked by their `next` */
     uint32_t held;        /* how many */
+    uint32_t held_max;    /* with so many, nothing more is received */
     struct coil__side reader;
     struct coil__op rx; /* the stream's own: a multishot receive or a poll */
 
@@ -82,19 +86,42 @@ struct coil_stream {
 /* stream.c */
 /* A stream for a connected descriptor, which it then owns. 0 or -ENOMEM. */
 int coil__stream_new(struct coil__worker *w, int fd, bool is_socket, coil_stream **out);
-/* Begins a call of a side: 0, -EBUSY, -EBADF. */
-int coil__side_enter(coil_stream *s, struct coil__side *side);
-void coil__side_leave(coil_stream *s, struct coil__side *side);
 /* Parks the side's task until coil__side_wake. 0, -ECANCELED, -ETIME. */
 int coil__side_park(coil_stream *s, struct coil__side *side, struct coil__task *t, const char *what, int64_t until_ns);
-void coil__side_wake(struct coil__side *side);
 /* Runs a one-shot request of the side's own. As coil__op_call; -EBADF: the stream is being closed. */
 int coil__side_call(struct coil__side *side, struct coil__task *t, struct coil__op *op, const char *what, int64_t until_ns);
+/* Asks the side's own request to end. */
+void coil__side_abort(coil_stream *s, struct coil__side *side);
 /* The last thing after a terminal completion of rx or tx, and when a task leaves: a close may wait for it. May free s. */
-void coil__stream_settled(coil_stream *s);
+void coil__stream_settle(coil_stream *s);
+static inline void coil__stream_settled(coil_stream *s) {
+    if (UNLIKELY(!coil__list_empty(&s->closers) || s->abandoned)) coil__stream_settle(s);
+}
+
+/* Begins a call of a side: 0, -EBUSY, -EBADF. */
+static inline int coil__side_enter(coil_stream *s, struct coil__side *side) {
+    if (s->closing) return -EBADF;
+    if (side->busy) return -EBUSY;
+    side->busy = true;
+    return 0;
+}
+
+static inline void coil__side_leave(coil_stream *s, struct coil__side *side) {
+    side->busy = false;
+    coil__stream_settled(s);
+}
+
+static inline void coil__side_wake(struct coil__side *side) {
+    struct coil__wait *w = side->wait;
+    if (!w) return;
+    side->wait = NULL;
+    coil__ready(w, 0);
+}
 
 /* stream_read.c */
 void coil__stream_read_init(coil_stream *s);
+/* Sums up, for the quick way through a read, what has a say in it; after each change of one of these. */
+void coil__stream_tune(coil_stream *s);
 /* The stream's own receive is asked to end; what it brings meanwhile is kept. */
 void coil__stream_stop_reading(coil_stream *s);
 void coil__stream_drop_input(coil_stream *s);

@@ -12,17 +12,13 @@ enum {
 
 /* ---- the pool's buffers ---- */
 
-static struct coil__pool *pool_of(const coil_stream *s) {
-    return &s->w->s.driver->pool;
-}
-
 static void give_buffer(coil_stream *s, uint32_t id) {
     struct coil__driver *d = s->w->s.driver;
     d->ops->give(d, id);
 }
 
 static void keep_buffer(coil_stream *s, uint32_t id, uint32_t bytes) {
-    struct coil__pool *p = pool_of(s);
+    struct coil__pool *p = s->pool;
     p->bufs[id] = (struct coil__pool_buf){.start = 0, .end = bytes, .next = COIL__NO_BUFFER};
     if (s->held++) {
         p->bufs[s->last].next = id;
@@ -34,28 +30,28 @@ static void keep_buffer(coil_stream *s, uint32_t id, uint32_t bytes) {
 }
 
 /* Copies up to n bytes out of the buffers held; those that are used up go back to the kernel. */
-static size_t take_input(coil_stream *s, char *buf, size_t n) {
-    struct coil__pool *p = pool_of(s);
+static inline size_t take_input(coil_stream *s, char *buf, size_t n) {
+    struct coil__pool *p = s->pool;
     size_t done = 0;
-    while (s->held && done < n) {
+    do {
         uint32_t id = s->first;
         struct coil__pool_buf *b = &p->bufs[id];
-        uint32_t k = (uint32_t)MIN(n - done, (size_t)(b->end - b->start));
+        size_t k = MIN(n - done, (size_t)(b->end - b->start));
         memcpy(buf + done, p->base + (size_t)id * p->size + b->start, k);
-        b->start += k;
         done += k;
+        b->start += (uint32_t)k;
         if (b->start < b->end) break;
         s->first = b->next;
         s->held--;
         give_buffer(s, id);
-    }
+    } while (s->held && done < n);
     return done;
 }
 
 void coil__stream_drop_input(coil_stream *s) {
     while (s->held) {
         uint32_t id = s->first;
-        s->first = pool_of(s)->bufs[id].next;
+        s->first = s->pool->bufs[id].next;
         s->held--;
         give_buffer(s, id);
     }
@@ -63,23 +59,9 @@ void coil__stream_drop_input(coil_stream *s) {
 
 /* ---- the stream's own receive ---- */
 
-/* Nothing in the kernel holds a sender back but a full socket buffer, and a multishot receive empties that: so a stream that
- * holds as much as its reader may leave unread stops receiving. */
-static bool holds_enough(const coil_stream *s) {
-    return (size_t)s->held * pool_of(s)->size >= s->limits.read_buffer;
-}
-
-static void note_result(coil_stream *s, int res, uint32_t flags) {
-    if (flags & IORING_CQE_F_BUFFER) {
-        uint32_t id = flags >> IORING_CQE_BUFFER_SHIFT;
-        pool_of(s)->out++;
-        if (res > 0) {
-            s->active_ns = s->w->s.now_ns;
-            keep_buffer(s, id, (uint32_t)res);
-            return;
-        }
-        give_buffer(s, id);
-    }
+/* What a completion says that brought no bytes, or was the last one. */
+static COLD void note_result(coil_stream *s, int res, uint32_t flags) {
+    if (flags & IORING_CQE_F_BUFFER) give_buffer(s, flags >> IORING_CQE_BUFFER_SHIFT);
     if (res == 0) s->eof = true;
     if (res == -ENOBUFS) {
         s->starved = true;
@@ -88,12 +70,22 @@ static void note_result(coil_stream *s, int res, uint32_t flags) {
     if (res < 0 && res != -ENOBUFS && res != -ECANCELED && !s->read_err) s->read_err = res;
 }
 
+/* Nothing in the kernel holds a sender back but a full socket buffer, and a multishot receive empties that: so a stream that
+ * holds as much as its reader may leave unread stops receiving. */
 static void received(struct coil__op *op, int res, uint32_t flags) {
     coil_stream *s = CONTAINER_OF(op, struct coil_stream, rx);
-    note_result(s, res, flags);
-    if (s->rx.live && holds_enough(s)) coil__op_abort(s->w, &s->rx);
+    if (flags & IORING_CQE_F_BUFFER) s->pool->out++;
+    if (LIKELY(res > 0)) {
+        s->active_ns = s->w->s.now_ns;
+        keep_buffer(s, flags >> IORING_CQE_BUFFER_SHIFT, (uint32_t)res);
+        if (UNLIKELY(s->held >= s->held_max) && s->rx.live) coil__op_abort(s->w, &s->rx);
+    } else {
+        note_result(s, res, flags);
+    }
     coil__side_wake(&s->reader);
-    if (!(flags & IORING_CQE_F_MORE)) coil__stream_settled(s);
+    if (flags & IORING_CQE_F_MORE) return;
+    coil__stream_tune(s);
+    coil__stream_settled(s);
 }
 
 static void became_ready(struct coil__op *op, int res, uint32_t flags) {
@@ -119,7 +111,15 @@ static int arm(coil_stream *s) {
         if (s->w->s.driver->caps & COIL__CAP_BIT(POLL_MULTI)) sqe->len = IORING_POLL_ADD_MULTI;
         s->rx.done = became_ready;
     }
-    return coil__op_begin(s->w, &s->rx);
+    int err = coil__op_begin(s->w, &s->rx);
+    coil__stream_tune(s);
+    return err;
+}
+
+void coil__stream_tune(coil_stream *s) {
+    s->plain_read = s->way == COIL__WAY_POOL && s->rx.live && !s->starved && !s->eof && !s->read_err && !s->closing &&
+                    s->limits.read.ns == COIL__NEVER && s->limits.idle.ns == COIL__NEVER;
+    if (s->pool->size) s->held_max = (uint32_t)MAX(s->limits.read_buffer / s->pool->size, (size_t)1);
 }
 
 void coil__stream_stop_reading(coil_stream *s) {
@@ -129,6 +129,8 @@ void coil__stream_stop_reading(coil_stream *s) {
 void coil__stream_read_init(coil_stream *s) {
     coil__op_init(&s->rx);
     s->first = s->last = COIL__NO_BUFFER;
+    s->pool = &s->w->s.driver->pool;
+    coil__stream_tune(s);
 }
 
 /* ---- a task reads ---- */
@@ -142,7 +144,7 @@ struct patience {
 
 static struct patience patience_of(const coil_stream *s, struct coil__task *t) {
     struct patience p = {.call_ns = t->limit_ns};
-    if (s->limits.read.ns != COIL__NEVER) {
+    if (UNLIKELY(s->limits.read.ns != COIL__NEVER)) {
         p.call_ns = MIN(p.call_ns, coil__add_ns(coil__clock(t->sched), s->limits.read.ns));
     }
     return p;
@@ -172,7 +174,7 @@ static int await_input(coil_stream *s, struct coil__task *t, struct patience *p)
 static ssize_t note_direct(coil_stream *s, ssize_t n) {
     s->starved = false;
     if (n > 0) s->active_ns = s->w->s.now_ns;
-    if (n < (ssize_t)pool_of(s)->size) s->full_runs = 0;
+    if (n < (ssize_t)s->pool->size) s->full_runs = 0;
     if (n == 0) s->eof = true;
     if (n < 0 && n != -EAGAIN) s->read_err = (int)n;
     return n;
@@ -186,6 +188,7 @@ static int await_direct(coil_stream *s, struct coil__task *t, void *buf, size_t 
     next_wait(s, p);
     int res = coil__side_call(&s->reader, t, &op, "read", p->wait_ns);
     if (res != -EAGAIN) return res;
+    if (s->closing) return -EBADF;
     /* An O_NONBLOCK pipe on a kernel that doesn't wait for it. */
     coil__op_prep(&op, IORING_OP_POLL_ADD, s->fd, NULL, 0, 0);
     op.req.sqe.poll32_events = coil__poll_mask(POLLIN);
@@ -200,6 +203,8 @@ static ssize_t read_direct(coil_stream *s, struct coil__task *t, void *buf, size
         if (got != -EAGAIN) return note_direct(s, got);
     }
     int res = await_direct(s, t, buf, n, p);
+    /* The stream has ended it, not the caller's cancel: why is known there. */
+    if (res == -ECANCELED && !t->stop) return -EAGAIN;
     if (res == -ECANCELED || res == -ETIME) return is_over(s, t, p, res) ? res : -EAGAIN;
     if (res == -EBADF && s->closing) return res;
     return note_direct(s, res);
@@ -223,6 +228,7 @@ static ssize_t read_step(coil_stream *s, struct coil__task *t, void *buf, size_t
     if (s->way == COIL__WAY_POLL && s->readable) return read_ready(s, buf, n);
     /* One receiver at a time: the multishot one has to end before the reader's memory is lent. */
     if (aside) coil__stream_stop_reading(s);
+    if (aside && !s->rx.live) return -EAGAIN;
     int err = await_input(s, t, p);
     return err ? err : -EAGAIN;
 }
@@ -238,16 +244,38 @@ static ssize_t read_some(coil_stream *s, struct coil__task *t, void *buf, size_t
     }
 }
 
-ssize_t coil_stream_read(coil_stream *s, void *buf, size_t n) {
-    struct coil__task *t = coil__current("coil_stream_read");
-    int err = coil__admit(t);
-    if (err) return err;
+static COLD ssize_t read_slowly(coil_stream *s, struct coil__task *t, void *buf, size_t n) {
     if (!s || !buf || n == 0) return -EINVAL;
-    err = coil__side_enter(s, &s->reader);
+    int err = coil__side_enter(s, &s->reader);
     if (err) return err;
     struct patience p = patience_of(s, t);
     ssize_t got = read_some(s, t, buf, n, &p);
     coil__side_leave(s, &s->reader);
+    coil__charge(t);
+    return got;
+}
+
+/* The ordinary wait, where rx is armed and only the caller's own limit holds. Whether there is something to take now. */
+static inline bool await_plainly(coil_stream *s, struct coil__task *t, int *err) {
+    s->reader.busy = true;
+    *err = coil__side_park(s, &s->reader, t, "read", t->limit_ns);
+    s->reader.busy = false;
+    if (LIKELY(s->held && !s->closing)) return true;
+    if (s->closing) *err = -EBADF;
+    coil__stream_settled(s);
+    return false;
+}
+
+ssize_t coil_stream_read(coil_stream *s, void *buf, size_t n) {
+    struct coil__task *t = coil__current("coil_stream_read");
+    int err = coil__admit(t);
+    if (err) return err;
+    if (UNLIKELY(!s || !buf || n == 0 || s->reader.busy || s->closing)) return read_slowly(s, t, buf, n);
+    if (!s->held) {
+        if (UNLIKELY(!s->plain_read || n >= BULK_BYTES)) return read_slowly(s, t, buf, n);
+        if (UNLIKELY(!await_plainly(s, t, &err))) return err ? err : read_slowly(s, t, buf, n);
+    }
+    ssize_t got = (ssize_t)take_input(s, buf, n);
     coil__charge(t);
     return got;
 }
@@ -259,6 +287,10 @@ static int read_all(coil_stream *s, struct coil__task *t, char *buf, size_t n, s
         if (got < 0) return (int)got;
         if (got == 0) return -ENODATA;
         *done += (size_t)got;
+        if (*done == n) break;
+        /* A peer that is fast enough never makes it park. */
+        coil__charge(t);
+        if (t->stop || t->sched->now_ns >= p.call_ns) return coil__stop_error(t);
     }
     return 0;
 }

@@ -39,19 +39,23 @@ void coil__stream_drop_output(coil_stream *s) {
     s->out_bytes = 0;
 }
 
+static inline void put(coil_stream *s, struct coil__chunk *c, const char *p, size_t n) {
+    memcpy(c->data + c->end, p, n);
+    c->end += (uint32_t)n;
+    s->out_bytes += n;
+    s->written += (int64_t)n;
+}
+
 /* Copies in; 0 or -ENOMEM, with `written` telling how far it came. */
 static int append(coil_stream *s, const char *p, size_t n) {
     while (n) {
         struct coil__chunk *c = s->out_last;
         if (!c || c->end == COIL__CHUNK_ROOM) c = add_chunk(s);
         if (!c) return -ENOMEM;
-        uint32_t k = (uint32_t)MIN(n, (size_t)(COIL__CHUNK_ROOM - c->end));
-        memcpy(c->data + c->end, p, k);
-        c->end += k;
+        size_t k = MIN(n, (size_t)(COIL__CHUNK_ROOM - c->end));
+        put(s, c, p, k);
         p += k;
         n -= k;
-        s->out_bytes += k;
-        s->written += k;
     }
     return 0;
 }
@@ -61,6 +65,10 @@ static void consume(coil_stream *s, size_t n) {
     CHECK(n <= s->out_bytes);
     s->active_ns = s->w->s.now_ns;
     s->out_bytes -= n;
+    if (LIKELY(s->out_bytes == 0 && s->out_first == s->out_last)) {
+        if (n) drop_first(s);
+        return;
+    }
     while (n) {
         struct coil__chunk *c = s->out_first;
         uint32_t k = (uint32_t)MIN(n, (size_t)(c->end - c->start));
@@ -91,9 +99,10 @@ static void fail_output(coil_stream *s, int err) {
 static void fail_late(coil_stream *s) {
     fail_output(s, -ETIME);
     if (!s->read_err) s->read_err = -ETIME;
+    coil__stream_tune(s);
     coil__stream_stop_reading(s);
     coil__side_wake(&s->reader);
-    if (s->reader.op) coil__op_abort(s->w, s->reader.op);
+    coil__side_abort(s, &s->reader);
 }
 
 static void write_limit_over(struct coil__timer *timer) {
@@ -137,27 +146,38 @@ static void wait_for_room(coil_stream *s) {
     begin_tx(s);
 }
 
+/* One try without waiting: all that is buffered, or as many blocks as one call takes. */
+static ssize_t try_send(const coil_stream *s) {
+    const struct coil__sys *sys = coil__sys_of(s->w);
+    const struct coil__chunk *c = s->out_first;
+    if (LIKELY(!c->next)) return sys->send(s->fd, c->data + c->start, c->end - c->start, 0);
+    struct iovec iov[IOV_MAX_NOW];
+    struct msghdr m = {.msg_iov = iov, .msg_iovlen = gather(s, iov, IOV_MAX_NOW)};
+    return sys->sendmsg(s->fd, &m, 0);
+}
+
 /* Sends what goes at once; what doesn't becomes the stream's own request. */
 static void send_now(coil_stream *s) {
-    bool direct = s->is_socket && (s->w->s.driver->caps & COIL__CAP_BIT(DIRECT_SEND));
     while (s->out_bytes) {
-        if (!direct) {
+        ssize_t n = s->send_first ? try_send(s) : -EAGAIN;
+        if (LIKELY(n >= 0)) {
+            consume(s, (size_t)n);
+        } else if (n == -EAGAIN) {
             send_rest(s);
             return;
-        }
-        struct iovec iov[IOV_MAX_NOW];
-        struct msghdr m = {.msg_iov = iov, .msg_iovlen = gather(s, iov, IOV_MAX_NOW)};
-        const struct coil__sys *sys = coil__sys_of(s->w);
-        ssize_t n = m.msg_iovlen == 1 ? sys->send(s->fd, iov[0].iov_base, iov[0].iov_len, 0) : sys->sendmsg(s->fd, &m, 0);
-        if (n == -EAGAIN) {
-            send_rest(s);
-            return;
-        }
-        if (n < 0) {
+        } else {
             fail_output(s, (int)n);
             return;
         }
-        consume(s, (size_t)n);
+    }
+}
+
+/* The request has ended with nothing sent, and that is no failure of the connection. */
+static void not_sent(coil_stream *s, int res) {
+    if (s->tx_late) {
+        fail_late(s);
+    } else if (res != -ECANCELED && !s->tx_stopping) {
+        wait_for_room(s);
     }
 }
 
@@ -167,10 +187,8 @@ static void sent(struct coil__op *op, int res, uint32_t flags) {
     (void)flags;
     s->w->s.outside--;
     coil__timer_disarm(&s->w->s, &s->tx_timer);
-    if (res == -ECANCELED) {
-        if (s->tx_late) fail_late(s);
-    } else if (res == -EAGAIN) {
-        wait_for_room(s);
+    if (res == -ECANCELED || res == -EAGAIN || res == -EINTR) {
+        not_sent(s, res);
     } else if (res < 0) {
         fail_output(s, res);
     } else {
@@ -187,7 +205,7 @@ static void flush_hook(struct coil__hook *h) {
 
 /* A large write in flight comes first: its request sends what is buffered, too. */
 void coil__stream_try_flush(coil_stream *s) {
-    if (s->out_bytes && !s->tx.live && !s->writer.op) send_now(s);
+    if (s->out_bytes && !s->tx.live && !s->writer.op && !s->tx_stopping) send_now(s);
 }
 
 void coil__stream_stop_writing(coil_stream *s) {
@@ -263,7 +281,7 @@ static int send_parked(coil_stream *s, struct coil__task *t, struct msghdr *m) {
         coil__op_prep(&op, IORING_OP_WRITEV, s->fd, m->msg_iov, (uint32_t)m->msg_iovlen, UINT64_MAX);
     }
     int res = coil__side_call(&s->writer, t, &op, "write", MIN(t->limit_ns, late_ns));
-    if (res == -EAGAIN) {
+    if (res == -EAGAIN && !s->closing) {
         coil__op_prep(&op, IORING_OP_POLL_ADD, s->fd, NULL, 0, 0);
         op.req.sqe.poll32_events = coil__poll_mask(POLLOUT);
         res = coil__side_call(&s->writer, t, &op, "write", MIN(t->limit_ns, late_ns));
@@ -296,23 +314,36 @@ static int await_own_send(coil_stream *s, struct coil__task *t) {
     return s->write_err;
 }
 
-static int write_large(coil_stream *s, struct coil__task *t, const char *p, size_t n) {
+/* How many bytes of the caller's memory have left; negative errno: no more will. */
+static ssize_t write_piece(coil_stream *s, struct coil__task *t, const char *p, size_t n) {
     int err = await_own_send(s, t);
-    while (!err && n) {
-        ssize_t k = send_both(s, t, p, n);
-        if (s->closing) return -EBADF;
-        if (k == -EAGAIN) continue;
-        if (k == -ECANCELED || k == -ETIME) {
+    if (err) return err;
+    ssize_t k = send_both(s, t, p, n);
+    if (k >= 0) return (ssize_t)consume_both(s, (size_t)k);
+    if (s->closing) return -EBADF;
+    if (k == -EAGAIN) return 0;
+    if (k != -ECANCELED && k != -ETIME) fail_output(s, (int)k);
+    return k;
+}
+
+/* Between two pieces others have a turn, and what was asked of the task meanwhile holds: it may never have to park. */
+static int pause_writing(const coil_stream *s, struct coil__task *t) {
+    coil__step_aside(t);
+    if (s->closing) return -EBADF;
+    return t->stop || t->sched->now_ns >= t->limit_ns ? coil__stop_error(t) : 0;
+}
+
+static int write_large(coil_stream *s, struct coil__task *t, const char *p, size_t n) {
+    int err = 0;
+    while (n && !err) {
+        ssize_t k = write_piece(s, t, p, n);
+        if (k < 0) {
             err = (int)k;
-        } else if (k < 0) {
-            fail_output(s, err = (int)k);
-        } else {
-            size_t mine = consume_both(s, (size_t)k);
-            p += mine;
-            n -= mine;
-            if (n) coil__step_aside(t);
-            if (n && s->closing) err = -EBADF;
+            break;
         }
+        p += k;
+        n -= (size_t)k;
+        if (n) err = pause_writing(s, t);
     }
     if (s->out_bytes && !s->write_err) coil__worker_hook(s->w, &s->hook);
     return err;
@@ -324,17 +355,34 @@ static int write_some(coil_stream *s, struct coil__task *t, const void *buf, siz
     return n < LARGE_BYTES ? write_small(s, t, buf, n) : write_large(s, t, buf, n);
 }
 
-int coil_stream_write(coil_stream *s, const void *buf, size_t n) {
-    struct coil__task *t = coil__current("coil_stream_write");
-    int err = coil__admit(t);
-    if (err) return err;
+static COLD int write_slowly(coil_stream *s, struct coil__task *t, const void *buf, size_t n) {
     if (!s || (!buf && n)) return -EINVAL;
-    err = coil__side_enter(s, &s->writer);
+    int err = coil__side_enter(s, &s->writer);
     if (err) return err;
     err = write_some(s, t, buf, n);
     coil__side_leave(s, &s->writer);
     coil__charge(t);
     return err;
+}
+
+/* The block that takes n bytes as they are; NULL: there is more to see to than copying. */
+static inline struct coil__chunk *room_at_once(coil_stream *s, size_t n) {
+    if (s->closing | s->writer.busy | s->finished | (s->write_err != 0)) return NULL;
+    if (n > COIL__CHUNK_ROOM || s->out_bytes + n > s->limits.high_water) return NULL;
+    struct coil__chunk *c = s->out_last ? s->out_last : add_chunk(s);
+    return c && n <= COIL__CHUNK_ROOM - c->end ? c : NULL;
+}
+
+int coil_stream_write(coil_stream *s, const void *buf, size_t n) {
+    struct coil__task *t = coil__current("coil_stream_write");
+    int err = coil__admit(t);
+    if (err) return err;
+    struct coil__chunk *c = s && buf && n ? room_at_once(s, n) : NULL;
+    if (!c) return write_slowly(s, t, buf, n);
+    put(s, c, buf, n);
+    if (!s->tx.live) coil__worker_hook(s->w, &s->hook);
+    coil__charge(t);
+    return 0;
 }
 
 int64_t coil_stream_written(const coil_stream *s) {

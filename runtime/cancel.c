@@ -3,12 +3,23 @@
  * and the other was stale. */
 #include "cancel.h"
 
+/* Interrupting a task that waits for a group cancels that group's children, and so on down. They are put on a list rather than
+ * interrupted from within, or the deepest tree would use up the stack of whoever cancels its root. */
 void coil__cancel(struct coil__task *t) {
+    struct coil__sched *s = t->sched;
     if (t->cancelled) return;
     t->cancelled = true;
     if (t->shielded) return;
     t->stop = true;
-    coil__interrupt(t);
+    t->next_stopped = s->stopped;
+    s->stopped = t;
+    if (s->stopping) return;
+    s->stopping = true;
+    while ((t = s->stopped)) {
+        s->stopped = t->next_stopped;
+        coil__interrupt(t);
+    }
+    s->stopping = false;
 }
 
 void coil__cancel_all(struct coil__sched *s) {

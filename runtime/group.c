@@ -26,8 +26,9 @@ static struct coil__group *inner(coil_group *g) {
     return (struct coil__group *)(void *)g;
 }
 
+/* Of addresses alone: in a group that was overwritten, `owner` points to anywhere. */
 static uint64_t check_word(const struct coil__group *g, const struct coil__task *owner) {
-    uint64_t v = owner->gen ^ ((uint64_t)owner->slot << 40) ^ (uint64_t)(uintptr_t)g;
+    uint64_t v = (uint64_t)(uintptr_t)owner << 16 ^ (uint64_t)(uintptr_t)g;
     return (v + 0xc011) * UINT64_C(0x9e3779b97f4a7c15) | 1;
 }
 
@@ -37,7 +38,10 @@ static void check_open(const struct coil__group *g, const char *call) {
     }
 }
 
-static void open_group(struct coil__group *g, struct coil__task *t) {
+/* Where the innermost open one is no longer a group, its block was jumped out of, and this may be its memory. */
+static void open_group(struct coil__group *g, struct coil__task *t, const char *call) {
+    const struct coil__group *outer = t->open_groups;
+    if (UNLIKELY(outer && outer->check != check_word(outer, t))) MISUSE(call, "a group was jumped past, not left");
     g->owner = t;
     g->check = check_word(g, t);
     coil__list_init(&g->children);
@@ -48,7 +52,7 @@ static void open_group(struct coil__group *g, struct coil__task *t) {
 /* The group, open; for calls that its owner and its children may make. */
 static struct coil__group *for_family(coil_group *group, struct coil__task *t, const char *call) {
     struct coil__group *g = inner(group);
-    if (!g->check) open_group(g, t);
+    if (!g->check) open_group(g, t, call);
     check_open(g, call);
     if (g->owner != t && t->group != g) MISUSE(call, "called by a task that is neither the group's owner nor its child");
     return g;

@@ -78,11 +78,8 @@ int coil__op_begin(struct coil__worker *w, struct coil__op *op) {
     return 0;
 }
 
-static void complete(struct coil__worker *w, struct coil__op *op, int res, uint32_t flags) {
-    if (flags & IORING_CQE_F_MORE) {
-        op->done(op, res, flags);
-        return;
-    }
+/* The terminal completion. */
+static void finish(struct coil__worker *w, struct coil__op *op, int res, uint32_t flags) {
     struct coil__wait *closer = op->closer;
     if (coil__node_linked(&op->req.node)) coil__node_unlink(&op->req.node);
     give_slot(&w->ops, op->slot);
@@ -96,7 +93,7 @@ void coil__op_abort(struct coil__worker *w, struct coil__op *op) {
     if (op->cancelling) return;
     op->cancelling = true;
     if (coil__node_linked(&op->req.node)) {
-        complete(w, op, -ECANCELED, 0);
+        finish(w, op, -ECANCELED, 0);
         return;
     }
     w->stats.cancels++;
@@ -104,10 +101,9 @@ void coil__op_abort(struct coil__worker *w, struct coil__op *op) {
 }
 
 /* The live record that a tag means; NULL: it is over, and the place may have another user. */
-static struct coil__op *find(const struct coil__op_table *t, uint64_t tag) {
-    uint32_t slot = (uint32_t)tag >> 2;
-    CHECK(slot < t->capacity);
-    return t->at[slot].gen == (uint32_t)(tag >> 32) ? t->at[slot].op : NULL;
+static inline struct coil__op *find(const struct coil__op_table *t, uint64_t tag) {
+    const struct coil__op_slot *s = &t->at[(uint32_t)tag >> 2];
+    return s->gen == (uint32_t)(tag >> 32) ? s->op : NULL;
 }
 
 /* A cancel that found nothing although its target is live met it between two states (its poll had just fired, and it goes
@@ -122,16 +118,21 @@ static void cancel_done(struct coil__worker *w, const struct io_uring_cqe *cqe) 
 
 void coil__ops_complete(struct coil__worker *w, const struct io_uring_cqe *cqes, unsigned n) {
     for (unsigned i = 0; i < n; i++) {
+        const struct io_uring_cqe *cqe = &cqes[i];
         if (i + 4 < n) __builtin_prefetch(find(&w->ops, cqes[i + 4].user_data));
-        if (cqes[i].user_data & COIL__TAG_CANCEL) {
-            cancel_done(w, &cqes[i]);
+        if (UNLIKELY(cqe->user_data & COIL__TAG_CANCEL)) {
+            cancel_done(w, cqe);
             continue;
         }
-        struct coil__op *op = find(&w->ops, cqes[i].user_data);
-        w->stats.completions++;
+        struct coil__op *op = find(&w->ops, cqe->user_data);
         CHECK(op != NULL);
         COIL__TSAN_ACQUIRE(op);
-        complete(w, op, cqes[i].res, cqes[i].flags);
+        w->stats.completions++;
+        if (cqe->flags & IORING_CQE_F_MORE) {
+            op->done(op, cqe->res, cqe->flags);
+        } else {
+            finish(w, op, cqe->res, cqe->flags);
+        }
     }
 }
 
@@ -192,10 +193,12 @@ static struct coil__op *any_on(const struct coil__op_table *t, int fd) {
     return NULL;
 }
 
+/* One task closes. Where the close itself is on its way already, waiting for it would be wrong: by then the number may be
+ * somebody else's. */
 int coil__ops_end_on(struct coil__task *t, int fd) {
     struct coil__worker *w = coil__worker_of(t->sched);
     for (struct coil__op *op; (op = any_on(&w->ops, fd));) {
-        if (op->closer) return -EBADF;
+        if (op->closer || op->req.sqe.opcode == IORING_OP_CLOSE) return -EBADF;
         op->fd_closed = true;
         coil__op_abort(w, op);
         if (any_on(&w->ops, fd) != op) continue;

@@ -7,16 +7,16 @@
 /* Owned by a parked task, on whose stack it then lies, or by an object. The owner keeps it and its buffer alive until the
  * terminal completion. */
 struct coil__op {
-    struct coil__req req;
     /* Runs in the worker's loop for each completion, the last one without IORING_CQE_F_MORE in flags: from then on the
      * record is its owner's again, and may be begun anew. */
     void (*done)(struct coil__op *op, int res, uint32_t flags);
+    uint32_t slot;
+    bool live;                 /* begun, and its terminal completion has not come */
+    bool cancelling;           /* a cancel was asked for */
+    bool fd_closed;            /* because its descriptor is being closed */
     struct coil__wait *waiter; /* its task's wait, where a task owns it: see coil__op_call */
     struct coil__wait *closer; /* a close of its descriptor that waits for it to be over */
-    uint32_t slot;
-    bool live;       /* begun, and its terminal completion has not come */
-    bool cancelling; /* a cancel was asked for */
-    bool fd_closed;  /* because its descriptor is being closed */
+    struct coil__req req;
 };
 
 /* A record before its first use. */

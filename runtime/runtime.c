@@ -20,7 +20,7 @@ enum {
     POOL_BUFFER_SIZE = 4096,
     STACK_CACHE = 1024,
     SLACK_NS = 100000,
-    SPIN_NS = 50000,
+    SPIN_NS = 25000,
 };
 
 static const int64_t exit_report_ns = 5000000000;

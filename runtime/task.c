@@ -186,7 +186,6 @@ void coil__sched_next_turn(struct coil__sched *s) {
 
 void coil__park(struct coil__task *t, struct coil__wait *w) {
     struct coil__sched *s = t->sched;
-    CHECK(t->state == COIL__RUNNING);
     w->task = t;
     t->wait = w;
     t->state = COIL__PARKED;
@@ -196,17 +195,6 @@ void coil__park(struct coil__task *t, struct coil__wait *w) {
     if (UNLIKELY(t->stop)) coil__interrupt(t);
     switch_away(s, t);
     CHECK(t->state == COIL__RUNNING);
-}
-
-void coil__ready(struct coil__wait *w, int result) {
-    struct coil__task *t = w->task;
-    CHECK(t->state == COIL__PARKED);
-    CHECK(t->wait == w);
-    w->result = result;
-    t->wait = NULL;
-    t->state = COIL__READY;
-    t->sched->outside -= w->outside;
-    coil__ring_queue_push(&t->sched->ready, t);
 }
 
 void coil__step_aside(struct coil__task *t) {

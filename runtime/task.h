@@ -81,6 +81,7 @@ struct coil__task {
     struct coil__node sibling;           /* among that group's children */
     void (*ended)(struct coil__task *t); /* set together with `group`, which wants to know */
     struct coil__group *open_groups;     /* those that it owns and has not closed, innermost first */
+    struct coil__task *next_stopped;     /* see stopped below */
 
     /* Scopes: see scope.c. */
     uint32_t depth;         /* open scopes */
@@ -122,6 +123,8 @@ struct coil__sched {
     struct coil__ring_queue later; /* READY too, but not before the next turn */
     struct coil__heap timers;
     struct coil__stack_pool stacks;
+    struct coil__task *stopped; /* cancelled, and still to be interrupted: see cancel.c */
+    bool stopping;              /* somebody is at it */
     size_t tasks_max;
     uint32_t worker; /* its number; never reused */
     uint32_t live;   /* tasks that have not ended */
@@ -162,8 +165,17 @@ struct coil__task *coil__task_find(struct coil__sched *s, coil_task h);
 /* Its name, or "task N" in buf. */
 const char *coil__task_name(const struct coil__task *t, char buf[32]);
 
-/* Ends the wait's task: state PARKED to READY. */
-void coil__ready(struct coil__wait *w, int result);
+/* Ends a wait: its task goes from PARKED to READY. `wait` is set only while PARKED, so one check does for both. */
+static inline void coil__ready(struct coil__wait *w, int result) {
+    struct coil__task *t = w->task;
+    CHECK(t->wait == w);
+    w->result = result;
+    t->wait = NULL;
+    t->state = COIL__READY;
+    t->sched->outside -= w->outside;
+    coil__ring_queue_push(&t->sched->ready, t);
+}
+
 /* Parks the current task on w until coil__ready. w->until_ns is not looked at here: see coil__park_until. */
 void coil__park(struct coil__task *t, struct coil__wait *w);
 /* The current task goes behind all that are ready now. */

@@ -34,13 +34,23 @@ static void wait_over(struct coil__timer *timer) {
     }
 }
 
-void coil__park_until(struct coil__task *t, struct coil__wait *w, int64_t until_ns) {
-    w->until_ns = until_ns;
-    if (until_ns != COIL__NEVER) {
-        struct coil__timer *timer = &t->timer;
-        timer->fire = wait_over;
-        if (!coil__heap_has(&timer->node) || timer->node.key > until_ns) coil__timer_arm(t->sched, timer, until_ns);
+/* Those of tasks that only stand here from an earlier wait are taken out on the way. */
+bool coil__timers_any(struct coil__sched *s) {
+    for (struct coil__heap_node *n; (n = coil__heap_first(&s->timers));) {
+        const struct coil__timer *timer = CONTAINER_OF(n, struct coil__timer, node);
+        if (timer->fire != wait_over) return true;
+        const struct coil__task *t = CONTAINER_OF(timer, struct coil__task, timer);
+        if (t->state != COIL__PARKED || t->wait->until_ns != COIL__NEVER) return true;
+        coil__heap_remove(&s->timers, n);
     }
+    return false;
+}
+
+void coil__park_within(struct coil__task *t, struct coil__wait *w, int64_t until_ns) {
+    struct coil__timer *timer = &t->timer;
+    w->until_ns = until_ns;
+    timer->fire = wait_over;
+    if (!coil__heap_has(&timer->node) || timer->node.key > until_ns) coil__timer_arm(t->sched, timer, until_ns);
     coil__park(t, w);
 }
 

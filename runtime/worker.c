@@ -15,7 +15,9 @@ enum {
     RESUMES_PER_CLOCK = 16, /* between looks at the clock */
     RESUMES_PER_FLUSH = 64,
     TURN_NS = 200000,   /* tasks in one turn */
-    GAP_CAP_NS = 1000000, /* a longer wait says no more about the next one */
+    SPIN_TRUST = 8,     /* waits in a row that polling has ended */
+    SPIN_REST_MIN = 16, /* waits without polling after a miss, at first and at most */
+    SPIN_REST_MAX = 1024,
 };
 
 /* ---- the process's workers ---- */
@@ -39,7 +41,7 @@ void coil__worker_join(struct coil__worker *w) {
     pthread_once(&once, watch_forks);
     coil__list_init(&w->dirty);
     coil__list_init(&w->objects);
-    w->gap_ns = GAP_CAP_NS;
+    w->spin_rest = w->spin_skip = SPIN_REST_MIN;
     pthread_mutex_lock(&workers_lock);
     w->s.worker = ++last_number;
     w->next = workers;
@@ -92,10 +94,6 @@ static void read_inbox(struct coil__worker *w) {
     }
 }
 
-void coil__worker_hook(struct coil__worker *w, struct coil__hook *h) {
-    if (!coil__node_linked(&h->node)) coil__list_push(&w->dirty, &h->node);
-}
-
 static void run_hooks(struct coil__worker *w) {
     for (struct coil__node *n; (n = coil__list_pop(&w->dirty));) {
         struct coil__hook *h = CONTAINER_OF(n, struct coil__hook, node);
@@ -133,18 +131,15 @@ static int64_t next_alarm(const struct coil__worker *w) {
 
 /* Whether anything could still wake a task of this worker. */
 static bool hopeless(struct coil__worker *w) {
-    return w->s.live && !w->s.outside && !w->external_wakes && !coil__heap_first(&w->s.timers) &&
-           coil__inbox_empty(&w->inbox);
+    return w->s.live && !w->s.outside && !w->external_wakes && !coil__timers_any(&w->s) && coil__inbox_empty(&w->inbox);
 }
 
-/* Polls instead of sleeping, where recent waits were so short that being woken would have cost more. True: something has come
- * (or is due), so there is no need to sleep. */
+/* Polls for at most spin_max. True: something has come or is due, so there is no need to sleep. */
 static bool spin(struct coil__worker *w, int64_t until_ns) {
     struct coil__driver *d = w->s.driver;
-    if (w->gap_ns >= w->spin_max_ns) return false;
     w->stats.spins++;
     d->ops->enter(d, 0);
-    int64_t end_ns = MIN(until_ns, coil__add_ns(w->s.now_ns, w->spin_max_ns));
+    int64_t end_ns = MIN(until_ns, coil__add_ns(coil__clock(&w->s), w->spin_max_ns));
     do {
         for (int i = 0; i < 16; i++) {
             if (d->ops->ready(d) || !coil__inbox_empty(&w->inbox)) return true;
@@ -152,6 +147,26 @@ static bool spin(struct coil__worker *w, int64_t until_ns) {
         }
     } while (coil__clock(&w->s) < end_ns);
     return until_ns <= end_ns;
+}
+
+/* Whether to poll before sleeping. Being woken costs about as much as polling for spin_max, so polling pays while work comes
+ * sooner than that. How soon it comes can't be told from waits that slept, since those contain the wake-up; so now and
+ * then a wait polls to find out. As long as that meets work, every wait does; a miss is followed by ever more waits that
+ * don't, so that a worker with little to do spends next to nothing on it. */
+static bool spin_pays(struct coil__worker *w, int64_t until_ns) {
+    if (w->spin_max_ns == 0) return false;
+    if (w->spin_skip) {
+        w->spin_skip--;
+        return false;
+    }
+    if (spin(w, until_ns)) {
+        if (++w->spin_hits >= SPIN_TRUST) w->spin_rest = SPIN_REST_MIN;
+        return true;
+    }
+    w->spin_hits = 0;
+    w->spin_skip = w->spin_rest;
+    w->spin_rest = MIN(w->spin_rest * 2, SPIN_REST_MAX);
+    return false;
 }
 
 static void sleep_until(struct coil__worker *w, int64_t until_ns) {
@@ -162,27 +177,23 @@ static void sleep_until(struct coil__worker *w, int64_t until_ns) {
     atomic_store_explicit(&w->sleeping, false, memory_order_relaxed);
 }
 
-/* Waits for work; the length of the wait says whether the next one should spin. */
 static void wait_for_work(struct coil__worker *w) {
-    int64_t until_ns = next_alarm(w), began_ns = coil__clock(&w->s);
-    bool came = spin(w, until_ns);
-    if (came) {
+    int64_t until_ns = next_alarm(w);
+    if (spin_pays(w, until_ns)) {
         w->s.driver->ops->enter(w->s.driver, 0);
     } else {
         sleep_until(w, until_ns);
     }
-    int64_t gap_ns = MIN(coil__clock(&w->s) - began_ns, GAP_CAP_NS);
-    w->gap_ns += (gap_ns - w->gap_ns) / 8;
 }
 
 static void enter(struct coil__worker *w) {
-    if (!work_waits(w) && hopeless(w)) w->stuck(w);
+    while (!work_waits(w) && hopeless(w)) w->stuck(w); /* comes back once; aborts where that has readied nobody */
     if (work_waits(w) || w->s.live == 0) {
         w->s.driver->ops->enter(w->s.driver, 0);
-        coil__clock(&w->s);
     } else {
         wait_for_work(w);
     }
+    coil__clock(&w->s);
 }
 
 void coil__worker_turn(struct coil__worker *w) {

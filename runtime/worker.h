@@ -48,7 +48,9 @@ struct coil__worker {
     bool external_wakes, quiet;
     int64_t slack_ns;
     int64_t spin_max_ns; /* 0: never */
-    int64_t gap_ns;      /* moving average of recent waits for work */
+    uint32_t spin_skip;  /* waits until polling is tried again */
+    uint32_t spin_rest;  /* what spin_skip will be after the next miss */
+    uint32_t spin_hits;  /* waits in a row that polling has ended */
     struct {
         uint64_t turns, ops, completions, cancels, resumes, spins, pool_empty, streams_now;
     } stats;
@@ -68,7 +70,9 @@ void coil__worker_leave(struct coil__worker *w);
 /* One pass of the loop. */
 void coil__worker_turn(struct coil__worker *w);
 /* Runs the hook at the turn's end; harmless where it is queued already. */
-void coil__worker_hook(struct coil__worker *w, struct coil__hook *h);
+static inline void coil__worker_hook(struct coil__worker *w, struct coil__hook *h) {
+    if (!coil__node_linked(&h->node)) coil__list_push(&w->dirty, &h->node);
+}
 
 /* Any thread, also a signal handler; the worker must not go away meanwhile. */
 void coil__worker_post(struct coil__worker *w, struct coil__letter *l);

@@ -212,7 +212,7 @@ static int sleeps_and_notes_the_turn(void *arg) {
     return 0;
 }
 
-/* The worker may go to sleep only once all of them sleep, hence the yields: each is a wait without end. */
+/* The first is due after 100 ms, the last after 180, and the worker may take until 300: it wakes for all of them at once. */
 static int sleeps_share_a_wakeup(void *arg) {
     struct waker w[5];
     coil_task tasks[5];

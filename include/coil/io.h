@@ -60,10 +60,10 @@ COIL_API ssize_t coil_sendmsg(int fd, const struct msghdr *m, int flags);
 
 /* Reads up to n bytes from any descriptor.
  * Returns: the count; 0: end of file (or n is 0).
- * Errors: -EINVAL: offset is below -1, or fd does not suit reading. -ESPIPE: an offset on what has no
- *         position. -EISDIR: a directory. -EIO: the device failed. -EFAULT: buf is not memory. -ECANCELED,
- *         -ETIME, -EBADF, -ENOMEM: above.
- * Units: offset is in bytes from the start of the file; -1: at the current position, which moves on.
+ * Errors: -EINVAL: offset is below -1, or fd does not suit reading. -EISDIR: a directory. -EIO: the device
+ *         failed. -EFAULT: buf is not memory. -ECANCELED, -ETIME, -EBADF, -ENOMEM: above.
+ * Units: offset is in bytes from the start of the file; -1: at the current position, which moves on. What has
+ *         no position (a pipe, a socket) takes no notice of it.
  * Memory: buf is lent to the kernel until the call returns.
  * Mark: [parks]. Thread: a task.
  * Source: read(2), pread(2). */
@@ -71,7 +71,7 @@ COIL_API ssize_t coil_read(int fd, void *buf, size_t n, int64_t offset);
 
 /* Writes up to n bytes to any descriptor.
  * Returns: the count, which may be less than n.
- * Errors: -EINVAL, -ESPIPE, -EIO, -EFAULT: as coil_read. -EPIPE: nobody reads the pipe or socket. -ENOSPC,
+ * Errors: -EINVAL, -EIO, -EFAULT: as coil_read. -EPIPE: nobody reads the pipe or socket. -ENOSPC,
  *         -EDQUOT, -EFBIG: no room. -ECANCELED, -ETIME, -EBADF, -ENOMEM: above.
  * Units: offset as in coil_read.
  * Memory: buf is lent to the kernel until the call returns.
@@ -102,8 +102,9 @@ COIL_API int coil_accept(int fd, struct sockaddr *addr, socklen_t *len, int flag
 COIL_API int coil_connect(int fd, const struct sockaddr *addr, socklen_t len);
 
 /* Waits until fd is ready for one of events.
- * Returns: the events that are there, > 0; POLLERR and POLLHUP may be among them without being asked for.
- * Errors: -EINVAL: events is 0. -EPERM: fd cannot be polled. -ECANCELED, -ETIME, -EBADF, -ENOMEM: above.
+ * Returns: the events that are there, > 0; POLLERR and POLLHUP may be among them without being asked for. A
+ *         regular file is always ready.
+ * Errors: -EINVAL: events is 0. -ECANCELED, -ETIME, -EBADF, -ENOMEM: above.
  * Mark: [parks]. Thread: a task.
  * Source: poll(2), also for events (POLLIN, POLLOUT, POLLPRI, POLLRDHUP). */
 COIL_API int coil_poll(int fd, short events);
