@@ -36,7 +36,8 @@ static int check_opts(const coil_dial_opts *o) {
     return o->from ? coil__addr_check(o->from) : 0;
 }
 
-static int checked_dial(coil_stream **out, struct coil__task *t, const coil_addr *to, const coil_dial_opts *o) {
+static int checked_dial(coil_stream **out, struct coil__task *t, const coil_addr *to,
+                        const coil_dial_opts *o) {
     int err = coil__addr_check(to);
     if (!err && o) err = check_opts(o);
     if (err) return err;

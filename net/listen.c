@@ -1,10 +1,12 @@
 /* Listening and accepting.
  *
- * The listener owns one request: a multishot accept, or a poll after which accept4 empties the backlog. What it brings waits
- * in a queue until a task takes it; with enough in the queue the request is taken back, and the kernel's backlog holds the
- * rest. Where descriptors or memory run out, the listener rests for a while: asking again at once would fail at once.
+ * The listener owns one request: a multishot accept, or a poll after which accept4 empties the backlog. What
+ * it brings waits in a queue until a task takes it; with enough in the queue the request is taken back, and
+ * the kernel's backlog holds the rest. Where descriptors or memory run out, the listener rests for a while:
+ * asking again at once would fail at once.
  *
- * Tasks that are inside keep the listener alive: a close marks it, wakes them, and waits until the last one has left. */
+ * Tasks that are inside keep the listener alive: a close marks it, wakes them, and waits until the last one
+ * has left. */
 #include "listen.h"
 #include "caps.h"
 #include "ring_queue.h"
@@ -35,7 +37,7 @@ struct coil_listener {
     uint32_t inside; /* tasks in accept, or in serve */
     struct coil__list waiters;
     struct coil__list watchers; /* wait for something else, but not beyond a close */
-    struct coil__list closers; /* wait until nobody is inside, or until op has ended */
+    struct coil__list closers;  /* wait until nobody is inside, or until op has ended */
     struct coil__op op;
     struct coil__timer rest; /* armed: it rests */
     struct coil__object object;
@@ -60,7 +62,8 @@ static void wake_one(struct coil__list *waiting) {
 }
 
 static void wake_all(struct coil__list *waiting) {
-    while (!coil__list_empty(waiting)) wake_one(waiting);
+    while (!coil__list_empty(waiting))
+        wake_one(waiting);
 }
 
 static int arm(coil_listener *l) {
@@ -106,7 +109,8 @@ static void rest_over(struct coil__timer *timer) {
     go_on(CONTAINER_OF(timer, struct coil_listener, rest));
 }
 
-/* How many a multishot accept brings before it can be taken back is the kernel's affair, so the queue grows. */
+/* How many a multishot accept brings before it can be taken back is the kernel's affair, so the queue grows.
+ */
 static void accepted(coil_listener *l, int fd) {
     if (coil__ring_queue_reserve(&l->queue, queued(l) + 1)) {
         coil__sys_of(l->w)->close(fd);
@@ -196,8 +200,10 @@ int coil_listener_accept(coil_listener *l, coil_stream **out) {
     if (!l || !out) return -EINVAL;
     coil__listener_enter(l);
     err = next_connection(l, t, out);
-    /* A wake-up that this task got and didn't need (a cancel came between) goes on to the next. */
+    /* A wake-up that this task got and didn't need (a cancel came between) goes on to the next; and a request
+     * that ended while there was a queue is made again for those who still wait. */
     if (queued(l)) wake_one(&l->waiters);
+    go_on(l);
     coil__listener_leave(l);
     coil__charge(t);
     return err;
@@ -222,11 +228,13 @@ bool coil__listener_closing(const coil_listener *l) {
 
 /* ---- life ---- */
 
-static int bind_and_listen(const struct coil__sys *sys, int fd, const coil_addr *a, const coil_listen_opts *o) {
+static int bind_and_listen(const struct coil__sys *sys, int fd, const coil_addr *a,
+                           const coil_listen_opts *o) {
     int err = 0;
     if (a->u.sa.sa_family != AF_UNIX) err = coil__sock_set(sys, fd, SOL_SOCKET, SO_REUSEADDR, 1);
     if (!err && o->reuse_port) err = coil__sock_set(sys, fd, SOL_SOCKET, SO_REUSEPORT, 1);
-    if (!err && a->u.sa.sa_family == AF_INET6) err = coil__sock_set(sys, fd, IPPROTO_IPV6, IPV6_V6ONLY, o->v6_only);
+    if (!err && a->u.sa.sa_family == AF_INET6)
+        err = coil__sock_set(sys, fd, IPPROTO_IPV6, IPV6_V6ONLY, o->v6_only);
     if (!err) err = sys->bind(fd, &a->u.sa, a->len);
     if (!err) err = sys->listen(fd, o->backlog ? o->backlog : BACKLOG);
     return err;
@@ -255,7 +263,8 @@ static int new_listener(struct coil__worker *w, int fd, coil_listener **out) {
     l->fd = fd;
     l->rest_ns = rest_first_ns;
     l->multishot = w->s.driver->caps & COIL__CAP_BIT(ACCEPT_MULTI);
-    /* accept4 must say when the backlog is empty; a multishot accept waits for the next one whatever the flag says. */
+    /* accept4 must say when the backlog is empty; a multishot accept waits for the next one whatever the flag
+     * says. */
     if (!l->multishot) coil__sys_of(w)->set_flags(fd, O_RDWR | O_NONBLOCK);
     l->rest.fire = rest_over;
     coil__op_init(&l->op);
@@ -278,7 +287,8 @@ static bool opts_ok(const coil_listen_opts *o) {
 }
 
 /* What held a port is let go of some milliseconds after its process has ended. */
-static int listen_at(coil_listener **out, struct coil__task *t, const coil_addr *a, const coil_listen_opts *o) {
+static int listen_at(coil_listener **out, struct coil__task *t, const coil_addr *a,
+                     const coil_listen_opts *o) {
     struct coil__worker *w = coil__worker_of(t->sched);
     int fd = open_socket(coil__sys_of(w), a, o);
     for (int i = 0; fd == -EADDRINUSE && i < PORT_TRIES; i++) {
@@ -345,12 +355,14 @@ static void wait_settled(coil_listener *l, struct coil__task *t) {
 void coil__listener_pause(coil_listener *l) {
     struct coil__task *t = coil__current("coil_serve");
     if (l->op.live && coil__list_empty(&l->waiters)) coil__op_abort(l->w, &l->op);
-    while (l->op.live && l->op.cancelling) wait_settled(l, t);
+    while (l->op.live && l->op.cancelling)
+        wait_settled(l, t);
 }
 
 static void dispose(coil_listener *l) {
     const struct coil__sys *sys = coil__sys_of(l->w);
-    while (queued(l)) sys->close((int)(intptr_t)coil__ring_queue_pop(&l->queue));
+    while (queued(l))
+        sys->close((int)(intptr_t)coil__ring_queue_pop(&l->queue));
     coil__ring_queue_free(&l->queue);
     coil__timer_disarm(&l->w->s, &l->rest);
     coil__heap_give_seat(&l->w->s.timers);
@@ -367,7 +379,8 @@ int coil_listener_close(coil_listener *l) {
     wake_all(&l->waiters);
     wake_all(&l->watchers);
     if (l->op.live) coil__op_abort(l->w, &l->op);
-    while (l->op.live || l->inside) wait_settled(l, t);
+    while (l->op.live || l->inside)
+        wait_settled(l, t);
     dispose(l);
     return 0;
 }

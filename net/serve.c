@@ -1,6 +1,6 @@
 /* Serving: a task per connection, all in one group, until the serving task is cancelled. */
-#include "listen.h"
 #include "group.h"
+#include "listen.h"
 
 #include <stdlib.h>
 
@@ -55,7 +55,8 @@ static int serve_one(void *arg) {
     return 0;
 }
 
-/* 0; or an error, and then the connection is over: one that can't have a task is ended rather than kept waiting. */
+/* 0; or an error, and then the connection is over: one that can't have a task is ended rather than kept
+ * waiting. */
 static int begin_connection(struct server *sv, coil_stream *s) {
     struct connection *c = malloc(sizeof *c);
     int err = c ? 0 : -ENOMEM;
@@ -79,7 +80,8 @@ static void room_abort(struct coil__wait *w) {
     coil__ready(w, 0);
 }
 
-/* While as many connections are open as may be, nothing is accepted: the kernel's backlog holds the others back. */
+/* While as many connections are open as may be, nothing is accepted: the kernel's backlog holds the others
+ * back. */
 static int await_room(struct server *sv, struct coil__task *t) {
     if (!sv->o->connections_max || sv->open < sv->o->connections_max) return 0;
     coil__listener_pause(sv->l);
@@ -115,7 +117,8 @@ static int accept_all(struct server *sv, struct coil__task *t) {
     }
 }
 
-/* No cancel and no limit of the caller's shortens the grace; what is left after it is cancelled. How many that were. */
+/* No cancel and no limit of the caller's shortens the grace; what is left after it is cancelled. How many
+ * that were. */
 static int drain(struct server *sv, struct coil__task *t) {
     int64_t grace_ns = sv->o->grace.ns ? MAX(sv->o->grace.ns, 0) : default_grace_ns;
     coil_scope shield = coil_shield((coil_dur){grace_ns});

@@ -5,9 +5,12 @@
 
 static bool length_suits(const coil_addr *a) {
     switch (a->u.sa.sa_family) {
-    case AF_INET: return a->len == sizeof a->u.in;
-    case AF_INET6: return a->len == sizeof a->u.in6;
-    default: return a->len > offsetof(struct sockaddr_un, sun_path) && a->len <= sizeof a->u.un;
+    case AF_INET:
+        return a->len == sizeof a->u.in;
+    case AF_INET6:
+        return a->len == sizeof a->u.in6;
+    default:
+        return a->len > offsetof(struct sockaddr_un, sun_path) && a->len <= sizeof a->u.un;
     }
 }
 

@@ -10,10 +10,12 @@ static inline const struct coil__sys *coil__sys_of(const struct coil__worker *w)
     return w->s.driver->sys;
 }
 
-/* 0; -EAFNOSUPPORT: a family that coil doesn't have; -EINVAL: NULL, or a length that doesn't suit the family. */
+/* 0; -EAFNOSUPPORT: a family that coil doesn't have; -EINVAL: NULL, or a length that doesn't suit the family.
+ */
 int coil__addr_check(const coil_addr *a);
 
-/* A stream socket of the address's family, with TCP_NODELAY on where that means something. A descriptor or negative errno. */
+/* A stream socket of the address's family, with TCP_NODELAY on where that means something. A descriptor or
+ * negative errno. */
 int coil__sock_open(const struct coil__sys *sys, const coil_addr *a);
 
 /* Names of the two ends; *out is all zero on failure. */

@@ -63,8 +63,9 @@ static uint8_t choose_way(const struct coil__worker *w, bool is_socket) {
 
 int coil__stream_new(struct coil__worker *w, int fd, bool is_socket, coil_stream **out) {
     *out = NULL;
-    coil_stream *s = calloc(1, sizeof *s);
+    coil_stream *s = aligned_alloc(64, (sizeof *s + 63) & ~(size_t)63);
     if (!s) return -ENOMEM;
+    memset(s, 0, sizeof *s);
     if (coil__heap_take_seat(&w->s.timers)) {
         free(s);
         return -ENOMEM;

@@ -20,8 +20,6 @@
 
 enum coil__way { COIL__WAY_POOL, COIL__WAY_POLL, COIL__WAY_DIRECT };
 
-enum { COIL__NO_BUFFER = UINT32_MAX };
-
 /* What stands at the head of a block of output. msg and iov serve the request that sends from this block on. */
 struct coil__chunk {
     struct coil__chunk *next;
@@ -40,46 +38,51 @@ struct coil__side {
     struct coil__op *op;     /* it is parked in a request of its own */
 };
 
+/* What an ordinary read and an ordinary write touch lies in the first three cache lines: with a thousand streams, each further
+ * one is a miss. */
 struct coil_stream {
     struct coil__worker *w;
+    struct coil__pool *pool; /* the driver's */
+    int64_t active_ns;       /* the last byte, either way */
+    int64_t written;         /* bytes accepted */
     int fd;
-    uint8_t way;    /* enum coil__way */
-    bool is_socket; /* else a pipe end, or a terminal */
+    uint32_t held;        /* buffers of the pool that hold input ... */
+    uint32_t first, last; /* ... linked by their `next` */
+    uint32_t held_max;    /* with so many, nothing more is received */
+    uint32_t high_water;  /* of limits */
+    uint8_t way;          /* enum coil__way */
+    bool is_socket;       /* else a pipe end, or a terminal */
+    bool send_first;      /* try send(2) before a request */
     bool closing;
     bool plain_read; /* a read with nothing buffered has only to wait for rx: see coil__stream_tune */
-    bool send_first; /* try send(2) before a request */
-    struct coil__pool *pool; /* the driver's */
-
-    /* Reading. */
-    bool starved;      /* the pool was empty: the next read goes straight into the reader's memory */
-    bool readable;     /* poll: recv would give something, as far as is known */
-    bool hung_up;      /* poll: the end is in sight, so that a short read doesn't mean that nothing is left */
-    bool eof;
+    bool write_over; /* our direction has ended, or a send has failed */
+    bool sending;    /* tx is in the kernel, or on its way there */
     uint8_t full_runs; /* buffers of the pool in a row that came full */
-    int read_err;
-    uint32_t first, last; /* buffers of the pool that hold input, linked by their `next` */
-    uint32_t held;        /* how many */
-    uint32_t held_max;    /* with so many, nothing more is received */
-    struct coil__side reader;
-    struct coil__op rx; /* the stream's own: a multishot receive or a poll */
 
-    /* Writing. */
-    bool finished;     /* our direction has ended */
-    bool tx_stopping;  /* a close has asked it to end */
-    bool tx_late;      /* the write limit has struck while tx was in the kernel */
-    int write_err;     /* of a send that failed: remembered */
+    struct coil__side reader, writer;
+    struct coil__hook hook; /* in the worker's list of what to flush */
     struct coil__chunk *out_first, *out_last;
     size_t out_bytes;
-    int64_t written;
-    struct coil__side writer;
-    struct coil__hook hook; /* in the worker's list of what to flush */
-    struct coil__op tx;     /* the stream's own: a send of what is buffered, or a poll for room */
+    struct coil__op rx; /* the stream's own: a multishot receive or a poll */
+
+    /* Reading, when it isn't ordinary. */
+    bool starved;  /* the pool was empty: the next read goes straight into the reader's memory */
+    bool readable; /* poll: recv would give something, as far as is known */
+    bool hung_up;  /* poll: the end is in sight, so that a short read doesn't mean that nothing is left */
+    bool eof;
+    int read_err;
+
+    /* Writing, likewise. */
+    bool finished;    /* our direction has ended */
+    bool tx_stopping; /* a close has asked it to end */
+    bool tx_late;     /* the write limit has struck while tx was in the kernel */
+    int write_err;    /* of a send that failed: remembered */
+    struct coil__op tx; /* the stream's own: a send of what is buffered, or a poll for room */
     struct coil__timer tx_timer;
 
-    struct coil__list closers; /* waits until nobody is inside, or until rx and tx have ended */
     bool abandoned;            /* left open at the end of the run: goes with the last of its requests */
+    struct coil__list closers; /* waits until nobody is inside, or until rx and tx have ended */
     coil_limits limits;        /* defaults filled in */
-    int64_t active_ns;         /* the last byte, either way */
     struct coil__object object;
 };
 

@@ -19,12 +19,9 @@ static void give_buffer(coil_stream *s, uint32_t id) {
 
 static void keep_buffer(coil_stream *s, uint32_t id, uint32_t bytes) {
     struct coil__pool *p = s->pool;
-    p->bufs[id] = (struct coil__pool_buf){.start = 0, .end = bytes, .next = COIL__NO_BUFFER};
-    if (s->held++) {
-        p->bufs[s->last].next = id;
-    } else {
-        s->first = id;
-    }
+    p->bufs[id].start = 0;
+    p->bufs[id].end = bytes;
+    *(s->held++ ? &p->bufs[s->last].next : &s->first) = id;
     s->last = id;
     s->full_runs = bytes < p->size ? 0 : (uint8_t)MIN(s->full_runs + 1, BULK_RUNS);
 }
@@ -117,6 +114,7 @@ static int arm(coil_stream *s) {
 }
 
 void coil__stream_tune(coil_stream *s) {
+    s->high_water = (uint32_t)s->limits.high_water;
     s->plain_read = s->way == COIL__WAY_POOL && s->rx.live && !s->starved && !s->eof && !s->read_err && !s->closing &&
                     s->limits.read.ns == COIL__NEVER && s->limits.idle.ns == COIL__NEVER;
     if (s->pool->size) s->held_max = (uint32_t)MAX(s->limits.read_buffer / s->pool->size, (size_t)1);
@@ -128,7 +126,6 @@ void coil__stream_stop_reading(coil_stream *s) {
 
 void coil__stream_read_init(coil_stream *s) {
     coil__op_init(&s->rx);
-    s->first = s->last = COIL__NO_BUFFER;
     s->pool = &s->w->s.driver->pool;
     coil__stream_tune(s);
 }
@@ -270,9 +267,9 @@ ssize_t coil_stream_read(coil_stream *s, void *buf, size_t n) {
     struct coil__task *t = coil__current("coil_stream_read");
     int err = coil__admit(t);
     if (err) return err;
-    if (UNLIKELY(!s || !buf || n == 0 || s->reader.busy || s->closing)) return read_slowly(s, t, buf, n);
+    if (UNLIKELY(!s || !buf || n - 1 >= BULK_BYTES || s->reader.busy | s->closing)) return read_slowly(s, t, buf, n);
     if (!s->held) {
-        if (UNLIKELY(!s->plain_read || n >= BULK_BYTES)) return read_slowly(s, t, buf, n);
+        if (UNLIKELY(!s->plain_read)) return read_slowly(s, t, buf, n);
         if (UNLIKELY(!await_plainly(s, t, &err))) return err ? err : read_slowly(s, t, buf, n);
     }
     ssize_t got = (ssize_t)take_input(s, buf, n);

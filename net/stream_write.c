@@ -91,6 +91,7 @@ static size_t gather(const coil_stream *s, struct iovec *iov, size_t max) {
 /* Remembers why bytes can't leave any more. */
 static void fail_output(coil_stream *s, int err) {
     s->write_err = err;
+    s->write_over = true;
     coil__stream_drop_output(s);
     coil__side_wake(&s->writer);
 }
@@ -123,6 +124,7 @@ static void begin_tx(coil_stream *s) {
         fail_output(s, -ENOMEM);
         return;
     }
+    s->sending = true;
     s->w->s.outside++; /* it can wake its writer, or whoever waits for the peer's answer */
     coil__stream_limit_changed(s);
 }
@@ -185,6 +187,7 @@ static void sent(struct coil__op *op, int res, uint32_t flags) {
     coil_stream *s = CONTAINER_OF(op, struct coil_stream, tx);
     bool was_poll = op->req.sqe.opcode == IORING_OP_POLL_ADD;
     (void)flags;
+    s->sending = false;
     s->w->s.outside--;
     coil__timer_disarm(&s->w->s, &s->tx_timer);
     if (res == -ECANCELED || res == -EAGAIN || res == -EINTR) {
@@ -205,7 +208,7 @@ static void flush_hook(struct coil__hook *h) {
 
 /* A large write in flight comes first: its request sends what is buffered, too. */
 void coil__stream_try_flush(coil_stream *s) {
-    if (s->out_bytes && !s->tx.live && !s->writer.op && !s->tx_stopping) send_now(s);
+    if (s->out_bytes && !s->sending && !s->writer.op && !s->tx_stopping) send_now(s);
 }
 
 void coil__stream_stop_writing(coil_stream *s) {
@@ -242,7 +245,7 @@ int coil__stream_drain(coil_stream *s, struct coil__task *t) {
 /* Parks until n more bytes fit under the high-water mark, or nothing is buffered at all. */
 static int make_room(coil_stream *s, struct coil__task *t, size_t n) {
     coil__stream_try_flush(s);
-    while (s->out_bytes && s->out_bytes + n > s->limits.high_water) {
+    while (s->out_bytes && s->out_bytes + n > s->high_water) {
         int err = coil__side_park(s, &s->writer, t, "write", t->limit_ns);
         if (s->closing) return -EBADF;
         if (err) return err;
@@ -251,12 +254,12 @@ static int make_room(coil_stream *s, struct coil__task *t, size_t n) {
 }
 
 static int write_small(coil_stream *s, struct coil__task *t, const char *p, size_t n) {
-    if (UNLIKELY(s->out_bytes + n > s->limits.high_water)) {
+    if (UNLIKELY(s->out_bytes + n > s->high_water)) {
         int err = make_room(s, t, n);
         if (err) return err;
     }
     int err = append(s, p, n);
-    if (!s->tx.live) coil__worker_hook(s->w, &s->hook);
+    if (!s->sending) coil__worker_hook(s->w, &s->hook);
     return err;
 }
 
@@ -367,8 +370,8 @@ static COLD int write_slowly(coil_stream *s, struct coil__task *t, const void *b
 
 /* The block that takes n bytes as they are; NULL: there is more to see to than copying. */
 static inline struct coil__chunk *room_at_once(coil_stream *s, size_t n) {
-    if (s->closing | s->writer.busy | s->finished | (s->write_err != 0)) return NULL;
-    if (n > COIL__CHUNK_ROOM || s->out_bytes + n > s->limits.high_water) return NULL;
+    if (s->closing | s->writer.busy | s->write_over) return NULL;
+    if (n > COIL__CHUNK_ROOM || s->out_bytes + n > s->high_water) return NULL;
     struct coil__chunk *c = s->out_last ? s->out_last : add_chunk(s);
     return c && n <= COIL__CHUNK_ROOM - c->end ? c : NULL;
 }
@@ -380,7 +383,7 @@ int coil_stream_write(coil_stream *s, const void *buf, size_t n) {
     struct coil__chunk *c = s && buf && n ? room_at_once(s, n) : NULL;
     if (!c) return write_slowly(s, t, buf, n);
     put(s, c, buf, n);
-    if (!s->tx.live) coil__worker_hook(s->w, &s->hook);
+    if (!s->sending) coil__worker_hook(s->w, &s->hook);
     coil__charge(t);
     return 0;
 }
@@ -407,7 +410,7 @@ static int finish(coil_stream *s, struct coil__task *t) {
     if (s->finished) return 0;
     int err = coil__stream_drain(s, t);
     if (!err) err = coil__sys_of(s->w)->shutdown(s->fd, SHUT_WR);
-    if (!err) s->finished = true;
+    if (!err) s->finished = s->write_over = true;
     return err;
 }
 

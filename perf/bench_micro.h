@@ -38,8 +38,8 @@ _Noreturn static inline void micro_fail(const struct micro *m, const char *what,
 }
 
 static inline void micro_usage(const struct micro *m, const char *about, int status) {
-    fprintf(status ? stderr : stdout, "%s\nusage: %s [--rounds N (1 to %d; %d)] [--json]\n", about, m->program,
-            MICRO_ROUNDS_MAX, MICRO_ROUNDS);
+    fprintf(status ? stderr : stdout, "%s\nusage: %s [--rounds N (1 to %d; %d)] [--json]\n", about,
+            m->program, MICRO_ROUNDS_MAX, MICRO_ROUNDS);
     exit(status);
 }
 
@@ -143,14 +143,22 @@ static inline void micro_cpu_model(char *out, size_t size, const struct utsname 
     if (f) fclose(f);
 }
 
+/* Three or four digits of a number are worth printing. */
+static inline const char *micro_text(double v, char buf[32]) {
+    snprintf(buf, 32, "%.*f", v < 10 ? 2 : v < 1000 ? 1 : 0, v);
+    return buf;
+}
+
 static inline void micro_print_row(const struct micro *m, struct micro_row *r, bool last) {
     double median = micro_quantile(r->value, r->count, 0.5);
     double least = r->value[0], most = r->value[r->count - 1];
+    char text[3][32];
     if (m->json) {
-        printf("{\"what\":\"%s\",\"unit\":\"%s\",\"median\":%.4g,\"min\":%.4g,\"max\":%.4g,\"rounds\":%u}%s",
+        printf("{\"what\":\"%s\",\"unit\":\"%s\",\"median\":%.3f,\"min\":%.3f,\"max\":%.3f,\"rounds\":%u}%s",
                r->what, r->unit, median, least, most, r->count, last ? "" : ",");
     } else {
-        printf("%-66s %9.4g %s (%.4g to %.4g)\n", r->what, median, r->unit, least, most);
+        printf("%-66s %8s %s (%s to %s)\n", r->what, micro_text(median, text[0]), r->unit,
+               micro_text(least, text[1]), micro_text(most, text[2]));
     }
 }
 

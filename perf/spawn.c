@@ -15,8 +15,10 @@ static int spawn_and_join(unsigned at_once, double *ns) {
     int64_t began_ns = bench_now();
     for (int n = 0; n < TASKS; n += (int)at_once) {
         int err = 0, result;
-        for (unsigned i = 0; i < at_once && !err; i++) err = coil_spawn(&t[i], nothing, NULL);
-        for (unsigned i = 0; i < at_once && !err; i++) err = coil_join(t[i], &result);
+        for (unsigned i = 0; i < at_once && !err; i++)
+            err = coil_spawn(&t[i], nothing, NULL);
+        for (unsigned i = 0; i < at_once && !err; i++)
+            err = coil_join(t[i], &result);
         if (err) return err;
     }
     *ns = (double)(bench_now() - began_ns) / TASKS;

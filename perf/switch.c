@@ -11,12 +11,14 @@ static struct coil__ctx main_ctx, other_ctx;
 static void switch_back_for_ever(void *arg) {
     (void)arg;
     coil__ctx_entered(&other_ctx);
-    for (;;) coil__ctx_switch(&other_ctx, &main_ctx);
+    for (;;)
+        coil__ctx_switch(&other_ctx, &main_ctx);
 }
 
 static double ns_per_switch(void) {
     int64_t began_ns = bench_now();
-    for (int i = 0; i < SWITCHES / 2; i++) coil__ctx_switch(&main_ctx, &other_ctx);
+    for (int i = 0; i < SWITCHES / 2; i++)
+        coil__ctx_switch(&main_ctx, &other_ctx);
     return (double)(bench_now() - began_ns) / SWITCHES;
 }
 
@@ -29,7 +31,8 @@ int main(int argc, char **argv) {
     coil__ctx_adopt(&main_ctx);
     coil__ctx_make(&other_ctx, stack, STACK_BYTES, 0, switch_back_for_ever, NULL);
     ns_per_switch();
-    for (unsigned i = 0; i < m.rounds; i++) micro_add(&m, row, ns_per_switch());
+    for (unsigned i = 0; i < m.rounds; i++)
+        micro_add(&m, row, ns_per_switch());
     coil__ctx_release(&other_ctx);
     free(stack);
     micro_end(&m);

@@ -18,8 +18,8 @@ struct wakes {
     coil_task sleeper;
     atomic_uint published; /* counts sleepers; its value is what the waker waits for */
     atomic_bool failed;
-    _Atomic int64_t called_ns; /* when the waker made its call */
-    unsigned row;              /* and the three behind it */
+    _Atomic int64_t called_ns;             /* when the waker made its call */
+    unsigned row;                          /* and the three behind it */
     double late_ns[WAKES], call_ns[WAKES]; /* of this round: the worker's, the waker's */
 };
 
@@ -36,7 +36,8 @@ static int sleep_for_ever(void *arg) {
 static int keep_busy(void *arg) {
     struct wakes *k = arg;
     int err = 0;
-    while (!k->done && !err) err = coil_yield();
+    while (!k->done && !err)
+        err = coil_yield();
     return err;
 }
 

@@ -38,7 +38,8 @@ static int measure(void *arg) {
     coil_task first;
     y->left = 2 * y->tasks;
     int result, err = coil_spawn(&first, yield_for_all_rounds, y);
-    for (unsigned i = 1; i < y->tasks && !err; i++) err = coil_spawn(NULL, yield_for_all_rounds, y);
+    for (unsigned i = 1; i < y->tasks && !err; i++)
+        err = coil_spawn(NULL, yield_for_all_rounds, y);
     if (!err) err = coil_join(first, &result);
     return err ? err : result;
 }

@@ -47,7 +47,8 @@ struct coil__pool {
 /* What a stream knows of a buffer that it holds. */
 struct coil__pool_buf {
     uint32_t start, end; /* bytes start..end are not yet read */
-    uint32_t next;       /* id of the stream's next buffer */
+    uint32_t next;       /* id of the stream's next buffer, where it has one */
+    uint32_t unused;     /* a power of two is found faster */
 };
 
 enum { COIL__POOL_GROUP = 0 }; /* the buffer group's id in SQEs */

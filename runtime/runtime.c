@@ -185,6 +185,11 @@ static void take_back_objects(struct coil__worker *w) {
 
 /* ---- the run ---- */
 
+static int out_of_memory(bool quiet) {
+    if (!quiet) fprintf(stderr, "coil: cannot start: no memory for a first task; lower stack_size or raise ulimit -v\n");
+    return COIL_ESTART_NOMEM;
+}
+
 static void block_sigpipe(struct run *r) {
     sigset_t pipe, old, pending;
     sigemptyset(&pipe);
@@ -227,10 +232,10 @@ static int open_stacks(struct run *r, const coil_run_opts *o, uint64_t unused) {
                                   .use_guard_install = d->caps & COIL__CAP_BIT(GUARD_INSTALL),
                                   .quiet = o->quiet};
     int err = coil__stack_pool_init(&r->w.s.stacks, &so);
-    if (err) return err == -EINVAL ? bad_option(o, "stack_size", NULL) : COIL_ESTART_NOMEM;
+    if (err) return err == -EINVAL ? bad_option(o, "stack_size", NULL) : out_of_memory(o->quiet);
     err = coil__stack_thread_begin(&r->w.s.stacks);
     if (err) coil__stack_pool_destroy(&r->w.s.stacks);
-    return err ? COIL_ESTART_NOMEM : 0;
+    return err ? out_of_memory(o->quiet) : 0;
 }
 
 static void open_worker(struct run *r, const coil_run_opts *o) {
@@ -268,8 +273,8 @@ static int run_tasks(struct run *r) {
     static const coil_spawn_opts named = {.name = "main"};
     struct coil__task *t;
     struct coil__sched *s = &r->w.s;
-    if (coil__heap_take_seat(&s->timers)) return COIL_ESTART_NOMEM;
-    if (coil__task_new(s, &named, main_task, r, &t)) return COIL_ESTART_NOMEM;
+    if (coil__heap_take_seat(&s->timers)) return out_of_memory(r->w.quiet);
+    if (coil__task_new(s, &named, main_task, r, &t)) return out_of_memory(r->w.quiet);
     t->detached = true;
     while (s->live) coil__worker_turn(&r->w);
     return r->deadlocked ? -EDEADLK : r->result;

@@ -283,7 +283,8 @@ int coil__stack_pool_init(struct coil__stack_pool *p, const struct coil__stack_o
     p->quiet = o->quiet;
     p->on_valgrind = coil__on_valgrind();
     p->page_size = (size_t)sysconf(_SC_PAGESIZE);
-    p->guard_size = round_up(GUARD_SIZE_MIN, p->page_size);
+    /* One page more than a power of two: stacks that are 32 pages apart share a few sets of the TLB. */
+    p->guard_size = round_up(GUARD_SIZE_MIN, p->page_size) + p->page_size;
     p->mappings_max = max_map_count() / 2;
     return 0;
 }

@@ -100,12 +100,13 @@ struct coil__task {
     struct coil__letter cancel_letter;
     _Atomic uint64_t cancel_gen;
     atomic_bool cancel_posted;
-};
+} __attribute__((aligned(64)));
 
 enum {
     COIL__CHUNKS = 22,
     COIL__CHUNK0 = 256, /* chunk k of the slab holds CHUNK0 << k records */
     COIL__QUICK_MAX = 64,
+    COIL__RESUMES_PER_CLOCK = 16,
 };
 
 /* The scheduler: one per worker, which embeds it as its first member. */
@@ -113,7 +114,8 @@ struct coil__sched {
     struct coil__ring_queue ready; /* tasks in state READY */
     struct coil__task *current;    /* RUNNING; NULL in the worker's loop */
     struct coil__task *dead;       /* has just ended: the next context to run gives its stack back */
-    uint32_t slice;                /* resumes left before the loop has the worker again */
+    uint32_t slice;                /* resumes left before the loop has the worker again ... */
+    int64_t turn_ends_ns;          /* ... which it also has from this moment on */
     uint32_t outside;              /* parked tasks whose wait something outside can end */
     int64_t now_ns;                /* the worker's clock: read each turn and every 16 resumes */
     void **cxa_globals;            /* this thread's C++ exception globals; NULL without a C++ runtime */
@@ -148,7 +150,8 @@ extern _Thread_local bool coil__forked __attribute__((tls_model("initial-exec"))
 void coil__sched_init(struct coil__sched *s, size_t tasks_max);
 void coil__sched_free(struct coil__sched *s);
 
-/* Gives the worker to ready tasks, from its loop, for at most `resumes` of them; says how many there were. */
+/* Gives the worker to ready tasks, from its loop, for at most `resumes` of them and until turn_ends_ns; says how many there
+ * were. */
 uint32_t coil__sched_run(struct coil__sched *s, uint32_t resumes);
 /* What waited for the next turn becomes ready. */
 void coil__sched_next_turn(struct coil__sched *s);

@@ -12,7 +12,6 @@
 enum {
     REAP_MAX = 256,         /* completions in one turn */
     RESUMES_MAX = 128,      /* resumes in one turn */
-    RESUMES_PER_CLOCK = 16, /* between looks at the clock */
     RESUMES_PER_FLUSH = 64,
     TURN_NS = 200000,   /* tasks in one turn */
     SPIN_TRUST = 8,     /* waits in a row that polling has ended */
@@ -103,18 +102,12 @@ static void run_hooks(struct coil__worker *w) {
 
 static void run_tasks(struct coil__worker *w) {
     struct coil__sched *s = &w->s;
-    int64_t end_ns = s->now_ns + TURN_NS;
-    uint32_t resumes = 0, unflushed = 0;
+    uint32_t resumes = 0;
+    s->turn_ends_ns = s->now_ns + TURN_NS;
     coil__sched_next_turn(s);
-    while (coil__ring_queue_count(&s->ready) && resumes < RESUMES_MAX) {
-        uint32_t n = coil__sched_run(s, RESUMES_PER_CLOCK);
-        resumes += n;
-        unflushed += n;
-        if (unflushed >= RESUMES_PER_FLUSH) {
-            run_hooks(w);
-            unflushed = 0;
-        }
-        if (coil__clock(s) >= end_ns) break;
+    while (coil__ring_queue_count(&s->ready) && resumes < RESUMES_MAX && s->now_ns < s->turn_ends_ns) {
+        resumes += coil__sched_run(s, RESUMES_PER_FLUSH);
+        run_hooks(w);
     }
     w->stats.resumes += resumes;
 }

@@ -107,12 +107,14 @@ void check_register(struct check_test *t);
 /* The format follows a leading blank, so that it is never empty. */
 void check_failed(bool fatal, const char *file, int line, const char *what, const char *fmt, ...)
     __attribute__((format(printf, 5, 6)));
-_Noreturn void check_skip(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+void check_skip(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
 bool check_str_eq(const char *a, const char *b);
 bool check_mem_eq(const void *a, const void *b, size_t n);
 
 #ifdef __cplusplus
 }
+/* Fields that designated initializers leave out count as missing in C++. */
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 #endif
 
 #define Test(Suite, Name, ...)                                                       \

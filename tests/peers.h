@@ -14,11 +14,12 @@
 #include <unistd.h>
 
 /* Waits, in a task, until the condition holds; gives up after 20 s, and says whether it holds. */
-#define PEERS_AWAIT(cond)                                                                     \
-    ({                                                                                        \
-        coil_time peers_end_ = coil_after(coil_sec(20));                                      \
-        while (!(cond) && coil_now().ns < peers_end_.ns && coil_sleep(coil_us(200)) == 0) {}  \
-        (cond);                                                                               \
+#define PEERS_AWAIT(cond)                                                                   \
+    ({                                                                                      \
+        coil_time peers_end_ = coil_after(coil_sec(20));                                    \
+        while (!(cond) && coil_now().ns < peers_end_.ns && coil_sleep(coil_us(200)) == 0) { \
+        }                                                                                   \
+        (cond);                                                                             \
     })
 
 /* The seed of a race: COIL_TEST_SEED, or one of this moment. Never 0. */
@@ -102,20 +103,32 @@ static inline bool peers_want_descriptors(rlim_t n) {
     return setrlimit(RLIMIT_NOFILE, &r) == 0;
 }
 
-/* From now on no descriptor is free; peers_free_descriptors gives them back. */
-static inline struct rlimit peers_no_descriptors(void) {
-    struct rlimit was, now;
-    getrlimit(RLIMIT_NOFILE, &was);
-    int next = dup(0);
-    if (next < 0) next = socket(AF_UNIX, SOCK_STREAM, 0);
-    now = (struct rlimit){.rlim_cur = (rlim_t)next, .rlim_max = was.rlim_max};
-    close(next);
-    setrlimit(RLIMIT_NOFILE, &now);
-    return was;
+enum { PEERS_FEW = 256 };
+
+/* Descriptors that are taken so that none is free. */
+struct peers_hog {
+    int fds[PEERS_FEW];
+    int count;
+};
+
+/* So few descriptors that a hog can take them all. Before a run: a request keeps the limit of the moment when
+ * it began. */
+static inline void peers_few_descriptors(void) {
+    struct rlimit r;
+    getrlimit(RLIMIT_NOFILE, &r);
+    r.rlim_cur = PEERS_FEW;
+    setrlimit(RLIMIT_NOFILE, &r);
 }
 
-static inline void peers_free_descriptors(const struct rlimit *was) {
-    setrlimit(RLIMIT_NOFILE, was);
+static inline void peers_take_all(struct peers_hog *h) {
+    h->count = 0;
+    while (h->count < PEERS_FEW && (h->fds[h->count] = dup(0)) >= 0)
+        h->count++;
+}
+
+static inline void peers_give_back(struct peers_hog *h) {
+    while (h->count)
+        close(h->fds[--h->count]);
 }
 
 #endif

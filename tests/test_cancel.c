@@ -74,7 +74,8 @@ static int cancels_itself(void *arg) {
     cr_expect_not(coil_cancelled());
     cr_expect_eq(coil_cancel(coil_self()), 0);
     cr_expect(coil_cancelled());
-    for (int i = 0; i < 10; i++) cr_expect_eq(coil_yield(), -ECANCELED, "it stays");
+    for (int i = 0; i < 10; i++)
+        cr_expect_eq(coil_yield(), -ECANCELED, "it stays");
     cr_expect_eq(coil_sleep(coil_ms(1)), -ECANCELED);
     cr_expect_eq(coil_join((coil_task){0}, NULL), -ECANCELED, "refused before anything is looked at");
     cr_expect_eq(coil_nop(), -ECANCELED);
@@ -233,13 +234,16 @@ static uint32_t next_random(uint32_t *state) {
     return *state = *state * 1664525 + 1013904223;
 }
 
-/* Cancels each handle (or each second one) at some moment after it was published. Its task may be long gone by then. */
+/* Cancels each handle (or each second one) at some moment after it was published. Its task may be long gone
+ * by then. */
 static void *cancels_published(void *arg) {
     uint32_t random = (uint32_t)(uintptr_t)arg;
     for (int done = 0; done < race.rounds; done++) {
-        while (atomic_load(&race.published) <= done) sched_yield();
+        while (atomic_load(&race.published) <= done)
+            sched_yield();
         if (race.every_second && done % 2) continue;
-        for (uint32_t spin = next_random(&random) >> 22; spin; spin--) atomic_load(&race.published);
+        for (uint32_t spin = next_random(&random) >> 22; spin; spin--)
+            atomic_load(&race.published);
         if (coil_cancel(race.handles[done])) atomic_fetch_add(&race.errors, 1);
         atomic_fetch_add(&race.cancels, 1);
     }
@@ -289,10 +293,11 @@ static void run_race(coil_fn *fn, void *arg, int threads) {
         cr_assert_eq(pthread_create(&t[i], NULL, cancels_published, (void *)(uintptr_t)(i + 7)), 0);
     }
     cr_assert_eq(coil_run_with(&o, fn, arg), 0);
-    for (int i = 0; i < threads; i++) pthread_join(t[i], NULL);
+    for (int i = 0; i < threads; i++)
+        pthread_join(t[i], NULL);
 }
 
-Test(cancel, from_another_thread_it_meets_the_tasks_end_and_one_of_both_is_the_outcome, .timeout = 120) {
+Test(cancel, from_another_thread_it_meets_the_tasks_end_and_one_of_both_is_the_outcome) {
     int counts[2] = {0};
     begin_race(check_rounds(10000), true);
     run_race(races_results, counts, 1);
@@ -309,14 +314,14 @@ static int waits_for_each_cancel(void *arg) {
     return 0;
 }
 
-Test(cancel, from_another_thread_none_is_lost, .timeout = 120) {
+Test(cancel, from_another_thread_none_is_lost) {
     int ended = 0;
     begin_race(check_rounds(10000), false);
     run_race(waits_for_each_cancel, &ended, 1);
     cr_assert_eq(ended, race.rounds);
 }
 
-Test(cancel, from_two_threads_at_once_none_is_lost_and_none_hits_another_task, .timeout = 120) {
+Test(cancel, from_two_threads_at_once_none_is_lost_and_none_hits_another_task) {
     int ended = 0, counts[2] = {0};
     begin_race(check_rounds(10000), false);
     run_race(waits_for_each_cancel, &ended, 2);
@@ -327,12 +332,14 @@ Test(cancel, from_two_threads_at_once_none_is_lost_and_none_hits_another_task, .
     cr_assert_eq(counts[0] + counts[1], race.rounds);
 }
 
-/* The thread holds its cancels back until the run waits for it, so that each arrives while the run is there. */
+/* The thread holds its cancels back until the run waits for it, so that each arrives while the run is there.
+ */
 static atomic_bool thread_done;
 
 static void *cancels_one_many_times(void *arg) {
     int errors = 0;
-    for (int i = 0; i < 1000; i++) errors += coil_cancel(*(coil_task *)arg) != 0;
+    for (int i = 0; i < 1000; i++)
+        errors += coil_cancel(*(coil_task *)arg) != 0;
     atomic_fetch_add(&race.errors, errors);
     atomic_store(&thread_done, true);
     return NULL;
@@ -400,7 +407,8 @@ static int cancels_its_peer(void *arg) {
 static void *runs_many_times(void *arg) {
     coil_run_opts o = {.external_wakes = true};
     intptr_t wrong = 0;
-    for (int i = 0; i < check_rounds(300); i++) wrong += coil_run_with(&o, cancels_its_peer, arg) != -ECANCELED;
+    for (int i = 0; i < check_rounds(300); i++)
+        wrong += coil_run_with(&o, cancels_its_peer, arg) != -ECANCELED;
     return (void *)wrong;
 }
 

@@ -3,6 +3,8 @@
 
 #include "caps.h"
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define ALL ((UINT64_C(1) << COIL__CAP_COUNT) - 1)
@@ -55,8 +57,8 @@ Test(caps, a_version_stands_for_all_that_is_newer) {
 }
 
 Test(caps, an_unknown_word_is_told_and_changes_nothing) {
-    static const char *const bad[] = {"nonsense", "ext_ar", "ext_args", "EXT_ARG", "5", "5.", ".10",
-                                      "5.10x",    "-5.10",  "al",       "alle",    "5,10"};
+    static const char *const bad[] = {"nonsense", "ext_ar", "ext_args", "EXT_ARG", "5",    "5.",
+                                      ".10",      "5.10x",  "-5.10",    "al",      "alle", "5,10"};
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
         uint64_t bits = 1 << 5;
         const char *where = NULL;
@@ -76,4 +78,31 @@ Test(caps, parsing_adds_to_what_is_there) {
     uint64_t bits = COIL__CAP_BIT(SHUTDOWN);
     cr_assert_eq(coil__caps_parse("ext_arg", &bits, NULL), 0);
     cr_assert_eq(bits, COIL__CAP_BIT(SHUTDOWN) | COIL__CAP_BIT(EXT_ARG));
+}
+
+static char *readme(void) {
+    static char text[1 << 16];
+    FILE *f = fopen(COIL_README, "r");
+    cr_assert_not_null(f, "%s", COIL_README);
+    size_t n = fread(text, 1, sizeof text - 1, f);
+    cr_assert(n < sizeof text - 1, "the README has outgrown this buffer");
+    fclose(f);
+    text[n] = 0;
+    return text;
+}
+
+Test(caps, the_kernel_table_of_the_readme_is_this_table) {
+    char row[512];
+    const char *at = strstr(
+        readme(), "\n| capability | Linux | what coil does with it | without it |\n|---|---|---|---|\n");
+    cr_assert_not_null(at, "no kernel table in the README");
+    at = strstr(at, "---|\n") + 4;
+    for (unsigned i = 0; i < COIL__CAP_COUNT; i++) {
+        const struct coil__cap_info *c = &coil__cap_table[i];
+        int n = snprintf(row, sizeof row, "\n| `%s` | %d.%d | %s | %s |", c->name, c->major, c->minor, c->use,
+                         c->without);
+        cr_assert_eq(strncmp(at, row, (size_t)n), 0, "expected in the README:%s", row);
+        at += n;
+    }
+    cr_assert_eq(strncmp(at, "\n\n", 2), 0, "rows behind %s", coil__cap_table[COIL__CAP_COUNT - 1].name);
 }

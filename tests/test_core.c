@@ -73,7 +73,8 @@ Test(core, errno_values_of_either_sign_have_the_text_of_the_c_library) {
 }
 
 Test(core, every_number_has_a_text) {
-    static const int odd[] = {0, -4000, 4000, -4096, -100000, 100000, INT_MIN, INT_MAX, COIL_ESTART_NESTED - 1};
+    static const int odd[] = {
+        0, -4000, 4000, -4096, -100000, 100000, INT_MIN, INT_MAX, COIL_ESTART_NESTED - 1};
     for (size_t i = 0; i < sizeof odd / sizeof *odd; i++) {
         const char *text = coil_strerror(odd[i]);
         cr_assert(text && text[0], "%d", odd[i]);

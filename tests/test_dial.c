@@ -202,14 +202,16 @@ Test(dial, a_path_that_nobody_listens_at_refuses_and_one_that_is_not_ours_gives_
 static int dials_without_descriptors(void *arg) {
     (void)arg;
     struct end e = open_end("127.0.0.1:0", 8);
-    struct rlimit was = peers_no_descriptors();
+    struct peers_hog hog;
+    peers_take_all(&hog);
     fails(e.text, NULL, -EMFILE);
-    peers_free_descriptors(&was);
+    peers_give_back(&hog);
     close(e.listening);
     return 0;
 }
 
 Test(dial, without_a_descriptor_it_gives_emfile) {
+    peers_few_descriptors();
     cr_assert_eq(coil_run(dials_without_descriptors, NULL), 0);
 }
 
@@ -254,7 +256,8 @@ static int attempts(void *arg) {
 
 static int ticks(void *arg) {
     struct attempt *d = arg;
-    while (coil_sleep(coil_ms(1)) == 0) d->ticks++;
+    while (coil_sleep(coil_ms(1)) == 0)
+        d->ticks++;
     return 0;
 }
 
@@ -306,11 +309,13 @@ static int dials_full_tcp(void *arg) {
     struct attempt d = {.e = open_end("127.0.0.1:0", 1)};
     (void)arg;
     int n = fill_backlog(&d.e, fds, 16);
-    for (int i = n - 1; i < n; i++) close(fds[i]);
+    for (int i = n - 1; i < n; i++)
+        close(fds[i]);
     cr_expect_lt(n, 16, "the backlog never was full");
     end_attempts(&d);
     cr_expect_eq(half_open(&d.e.a), 0, "a socket is still trying");
-    for (int i = 0; i < n - 1; i++) peers_reset(fds[i]);
+    for (int i = 0; i < n - 1; i++)
+        peers_reset(fds[i]);
     close(d.e.listening);
     return 0;
 }
@@ -341,7 +346,8 @@ static int dials_full_unix(void *where) {
     coil_stream_close(d.s);
     coil_cancel(ticker);
     cr_expect_eq(coil_join(ticker, NULL), 0);
-    for (int i = 0; i < n; i++) close(fds[i]);
+    for (int i = 0; i < n; i++)
+        close(fds[i]);
     close(d.e.listening);
     return 0;
 }
@@ -363,11 +369,13 @@ struct race {
 };
 
 static void some_turns(struct race *r) {
-    for (unsigned n = peers_below(&r->state, 3); n; n--) coil_yield();
+    for (unsigned n = peers_below(&r->state, 3); n; n--)
+        coil_yield();
     if (peers_below(&r->state, 4) == 0) coil_nop();
 }
 
-/* What the listener has got: nothing if room was never there, else one connection, which has the fate of the dial's. */
+/* What the listener has got: nothing if room was never there, else one connection, which has the fate of the
+ * dial's. */
 static void check_outcome(struct race *r, int result, bool by_limit) {
     struct attempt *d = &r->d;
     struct pollfd p = {.fd = d->e.listening, .events = POLLIN};
@@ -383,7 +391,9 @@ static void check_outcome(struct race *r, int result, bool by_limit) {
         cr_expect_eq(result, by_limit ? -ETIME : -ECANCELED, "%s, seed %#llx", coil_strerror(result),
                      (unsigned long long)r->seed);
         cr_expect_null(d->s);
-        if (fd >= 0) cr_expect(peers_sees_end(fd), "half of a connection stays, seed %#llx", (unsigned long long)r->seed);
+        if (fd >= 0)
+            cr_expect(peers_sees_end(fd), "half of a connection stays, seed %#llx",
+                      (unsigned long long)r->seed);
     }
     if (fd >= 0) peers_reset(fd);
 }
@@ -411,7 +421,8 @@ static int races(void *arg) {
     struct race *r = arg;
     char name[64];
     r->d.e = open_end(r->is_unix ? peers_abstract(name, "race") : "127.0.0.1:0", r->is_unix ? 0 : 16);
-    for (int i = check_rounds(10000); i; i--) race_once(r);
+    for (int i = check_rounds(10000); i; i--)
+        race_once(r);
     if (!r->is_unix) cr_expect_eq(half_open(&r->d.e.a), 0);
     close(r->d.e.listening);
     return 0;

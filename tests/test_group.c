@@ -13,7 +13,8 @@ static int returns_arg(void *arg) {
 }
 
 static int yields_then_returns_arg(void *arg) {
-    for (int i = 0; i < 5; i++) coil_yield();
+    for (int i = 0; i < 5; i++)
+        coil_yield();
     return (int)(intptr_t)arg;
 }
 
@@ -29,7 +30,8 @@ static int waits(void *arg) {
 static int all_succeed(void *arg) {
     (void)arg;
     COIL_GROUP(g);
-    for (intptr_t i = 0; i < 100; i++) cr_expect_eq(coil_group_spawn(&g, yields_then_returns_arg, (void *)i), 0);
+    for (intptr_t i = 0; i < 100; i++)
+        cr_expect_eq(coil_group_spawn(&g, yields_then_returns_arg, (void *)i), 0);
     cr_expect_eq(coil_group_wait(&g), 0);
     cr_expect_eq(coil_group_wait(&g), 0, "a group without children");
     coil_stats s;
@@ -46,7 +48,8 @@ static int first_failure_is_the_result(void *arg) {
     int cancelled = 0;
     (void)arg;
     COIL_GROUP(g);
-    for (int i = 0; i < 10; i++) cr_expect_eq(coil_group_spawn(&g, waits, &cancelled), 0);
+    for (int i = 0; i < 10; i++)
+        cr_expect_eq(coil_group_spawn(&g, waits, &cancelled), 0);
     cr_expect_eq(coil_group_spawn(&g, returns_arg, (void *)(intptr_t)-EPROTO), 0);
     cr_expect_eq(coil_group_spawn(&g, yields_then_returns_arg, (void *)(intptr_t)-EIO), 0);
     cr_expect_eq(coil_group_wait(&g), -EPROTO);
@@ -100,7 +103,8 @@ static int keeps_going(void *arg) {
     cr_expect_eq(coil_group_spawn(&g, waits, &cancelled), 0);
     cr_expect_eq(coil_group_spawn(&g, returns_arg, (void *)(intptr_t)-EPROTO), 0);
     cr_expect_eq(coil_group_spawn(&g, returns_arg, (void *)(intptr_t)-EIO), 0);
-    for (int i = 0; i < 20; i++) coil_yield();
+    for (int i = 0; i < 20; i++)
+        coil_yield();
     cr_expect_eq(cancelled, 0);
     cr_expect_eq(coil_group_spawn(&g, returns_arg, NULL), 0, "it is not cancelled");
     coil_group_cancel(&g);
@@ -119,7 +123,8 @@ static int cancels(void *arg) {
     int cancelled = 0;
     (void)arg;
     COIL_GROUP(g);
-    for (int i = 0; i < 5; i++) cr_expect_eq(coil_group_spawn(&g, waits, &cancelled), 0);
+    for (int i = 0; i < 5; i++)
+        cr_expect_eq(coil_group_spawn(&g, waits, &cancelled), 0);
     coil_yield();
     coil_group_cancel(&g);
     coil_group_cancel(&g);
@@ -130,7 +135,8 @@ static int cancels(void *arg) {
     cr_expect(coil_task_same(t, (coil_task){0}));
     cr_expect_eq(coil_group_wait(&g), 0, "a cancelled child has not failed");
     cr_expect_eq(cancelled, 5);
-    cr_expect_eq(coil_group_spawn(&g, returns_arg, (void *)(intptr_t)-EIO), 0, "after a wait it can be used again");
+    cr_expect_eq(coil_group_spawn(&g, returns_arg, (void *)(intptr_t)-EIO), 0,
+                 "after a wait it can be used again");
     cr_expect_eq(coil_group_wait(&g), -EIO);
     cr_expect_eq(coil_group_spawn(&g, returns_arg, NULL), 0);
     cr_expect_eq(coil_group_wait(&g), 0, "its old result is gone");
@@ -162,7 +168,8 @@ static int cancels_one_child(void *arg) {
     cr_expect_eq(coil_group_spawn(&g, waits, &second), 0);
     coil_yield();
     cr_expect_eq(coil_cancel(t), 0);
-    for (int i = 0; i < 20; i++) coil_yield();
+    for (int i = 0; i < 20; i++)
+        coil_yield();
     cr_expect_eq(first, 1);
     cr_expect_eq(second, 0, "it was no failure");
     cr_expect_eq(coil_cancel(t), -ESRCH, "its record goes when it ends");
@@ -181,7 +188,8 @@ struct waiter {
 static int waits_for_group(void *arg) {
     struct waiter *w = arg;
     COIL_GROUP(g);
-    for (int i = 0; i < 3; i++) coil_group_spawn(&g, waits, &w->children_cancelled);
+    for (int i = 0; i < 3; i++)
+        coil_group_spawn(&g, waits, &w->children_cancelled);
     w->result = coil_group_wait(&g);
     return 0;
 }
@@ -274,7 +282,8 @@ static int cancels_nested(void *arg) {
     struct level top = {.depth = depth, .cancelled = &cancelled};
     coil_task t;
     cr_expect_eq(coil_spawn(&t, nested_for_join, &top), 0);
-    for (int i = 0; i < depth + 2; i++) coil_yield();
+    for (int i = 0; i < depth + 2; i++)
+        coil_yield();
     cr_expect_eq(coil_cancel(t), 0);
     cr_expect_eq(coil_join(t, &got), 0);
     cr_expect_eq(got, -ECANCELED);
@@ -309,7 +318,8 @@ static int leaves(void *arg) {
         cr_expect_eq(cancelled, how == 3 ? 2 : 1, "left by way %d", how);
     }
     {
-        COIL_GROUP(unused);
+        COIL_GROUP(empty);
+        (void)empty;
     }
     return 0;
 }
@@ -408,7 +418,8 @@ static int spawns_badly(void *arg) {
     cr_expect(coil_task_same(t, (coil_task){0}));
     cr_expect_eq(coil_group_spawn_with(&g, NULL, &(coil_spawn_opts){.reserved = {1}}, waits, NULL), -EINVAL);
     cr_expect_eq(coil_group_wait(&g), 0);
-    for (int i = 0; i < 2; i++) cr_expect_eq(coil_group_spawn(&g, waits, NULL), 0);
+    for (int i = 0; i < 2; i++)
+        cr_expect_eq(coil_group_spawn(&g, waits, NULL), 0);
     cr_expect_eq(coil_group_spawn(&g, waits, NULL), -EAGAIN);
     coil_group_cancel(&g);
     return coil_group_wait(&g);
@@ -492,7 +503,8 @@ static int jumps_past_again(void *arg) {
 
 static __attribute__((noinline)) void use_stack(void) {
     volatile char buf[4096];
-    for (size_t i = 0; i < sizeof buf; i++) buf[i] = 0;
+    for (size_t i = 0; i < sizeof buf; i++)
+        buf[i] = 0;
 }
 
 static int jumps_out_of_an_outer_block(void *arg) {
@@ -536,6 +548,7 @@ Test(group, a_jump_past_a_group_stops_with_the_tasks_name) {
     cr_assert(stops(jumps_past, "coil: coil_group_close: jumper has ended with a group open"));
     cr_assert(stops(ends_with_group, "coil: coil_group_close: forgetful has ended with a group open"));
     cr_assert(stops(jumps_past_again, "a group was jumped past, not left"));
-    /* To find it, what the jump has left on the stack must be looked at, which ASan reports on its own account. */
+    /* To find it, what the jump has left on the stack must be looked at, which ASan reports on its own
+     * account. */
     if (!CHECK_ASAN) cr_assert(stops(jumps_out_of_an_outer_block, "a group was jumped past, not left"));
 }

@@ -58,9 +58,11 @@ Test(heap, random_puts_and_removes_keep_the_least_key_first) {
     for (int seed = 0; seed < check_rounds(40); seed++) {
         struct coil__heap h = {0};
         srand((unsigned)seed);
-        for (int i = 0; i < NODES; i++) cr_assert_eq(coil__heap_take_seat(&h), 0);
+        for (int i = 0; i < NODES; i++)
+            cr_assert_eq(coil__heap_take_seat(&h), 0);
         random_steps(&h, seed % 2 ? 7 : 1 << 30);
-        for (int i = 0; i < NODES; i++) coil__heap_give_seat(&h);
+        for (int i = 0; i < NODES; i++)
+            coil__heap_give_seat(&h);
         cr_assert_eq(h.seats, 0);
         coil__heap_free(&h);
     }

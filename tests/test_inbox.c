@@ -1,5 +1,5 @@
-/* The inbox: several threads write, one reads. Nothing is lost, and each writer's letters come in the order in which it
- * wrote them. */
+/* The inbox: several threads write, one reads. Nothing is lost, and each writer's letters come in the order
+ * in which it wrote them. */
 #include "check.h"
 
 #include "inbox.h"
@@ -50,16 +50,19 @@ Test(inbox, letters_of_each_writer_come_once_and_in_order) {
     struct writer writers[WRITERS];
     int count = check_rounds(20000);
     for (int i = 0; i < WRITERS; i++) {
-        writers[i] = (struct writer){.id = i, .count = count, .letters = calloc((size_t)count, sizeof(struct numbered))};
+        writers[i] = (struct writer){
+            .id = i, .count = count, .letters = calloc((size_t)count, sizeof(struct numbered))};
         cr_assert_not_null(writers[i].letters);
         cr_assert_eq(pthread_create(&writers[i].thread, NULL, write_letters, &writers[i]), 0);
     }
     int wrong = read_letters(WRITERS * count);
-    for (int i = 0; i < WRITERS; i++) pthread_join(writers[i].thread, NULL);
+    for (int i = 0; i < WRITERS; i++)
+        pthread_join(writers[i].thread, NULL);
     cr_assert_eq(wrong, 0);
     cr_assert(coil__inbox_empty(&inbox));
     cr_assert_null(coil__inbox_take(&inbox), "nothing comes twice");
-    for (int i = 0; i < WRITERS; i++) free(writers[i].letters);
+    for (int i = 0; i < WRITERS; i++)
+        free(writers[i].letters);
 }
 
 /* One letter that anybody may post, once at a time, as an object's own is. */
@@ -89,7 +92,8 @@ Test(inbox, a_letter_may_be_posted_again_as_soon_as_it_is_delivered) {
     pthread_t threads[WRITERS];
     int count = check_rounds(20000);
     shared.letter.deliver = deliver_shared;
-    for (int i = 0; i < WRITERS; i++) cr_assert_eq(pthread_create(&threads[i], NULL, post_shared, &count), 0);
+    for (int i = 0; i < WRITERS; i++)
+        cr_assert_eq(pthread_create(&threads[i], NULL, post_shared, &count), 0);
     while (shared.seen < WRITERS * count) {
         struct coil__letter *l = coil__inbox_take(&inbox);
         if (!l) sched_yield();
@@ -98,7 +102,8 @@ Test(inbox, a_letter_may_be_posted_again_as_soon_as_it_is_delivered) {
             l->deliver(l);
         }
     }
-    for (int i = 0; i < WRITERS; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < WRITERS; i++)
+        pthread_join(threads[i], NULL);
     cr_assert_geq(shared.delivered, 1);
     cr_assert_leq(shared.delivered, WRITERS * count);
 }

@@ -15,14 +15,16 @@ struct model {
 
 static void model_remove(struct model *m, int node) {
     int at = 0;
-    while (m->order[at] != node) at++;
+    while (m->order[at] != node)
+        at++;
     m->count--;
-    for (; at < m->count; at++) m->order[at] = m->order[at + 1];
+    for (; at < m->count; at++)
+        m->order[at] = m->order[at + 1];
 }
 
 static void expect_same(struct model *m) {
     int i = 0;
-    LIST_EACH (n, &m->list) {
+    LIST_EACH(n, &m->list) {
         cr_assert_lt(i, m->count);
         cr_assert(n == &m->nodes[m->order[i]], "place %d", i);
         i++;

@@ -257,13 +257,15 @@ Test(listen, a_place_that_is_not_ours_gives_eacces) {
 
 static int listens_without_descriptors(void *arg) {
     (void)arg;
-    struct rlimit was = peers_no_descriptors();
+    struct peers_hog hog;
+    peers_take_all(&hog);
     refuses("127.0.0.1:0", NULL, -EMFILE);
-    peers_free_descriptors(&was);
+    peers_give_back(&hog);
     return 0;
 }
 
 Test(listen, without_a_descriptor_it_gives_emfile) {
+    peers_few_descriptors();
     cr_assert_eq(coil_run(listens_without_descriptors, NULL), 0);
 }
 
@@ -278,7 +280,8 @@ struct taken {
 
 static int ticks(void *arg) {
     struct taken *k = arg;
-    while (coil_sleep(coil_ms(1)) == 0) k->ticks++;
+    while (coil_sleep(coil_ms(1)) == 0)
+        k->ticks++;
     return 0;
 }
 
@@ -417,15 +420,18 @@ static int many_accept(void *arg) {
     coil_addr a;
     (void)arg;
     c.l = listen_at("127.0.0.1:0", &a);
-    for (int i = 0; i < ACCEPTORS; i++) cr_expect_eq(coil_spawn(&tasks[i], accepts_many, &c), 0);
+    for (int i = 0; i < ACCEPTORS; i++)
+        cr_expect_eq(coil_spawn(&tasks[i], accepts_many, &c), 0);
     for (int i = 0; i < CLIENTS; i++) {
         peers[i] = connected(&a);
         if (i % 7 == 0) coil_yield();
     }
     cr_expect(PEERS_AWAIT(c.accepted == CLIENTS), "%d", c.accepted);
     cr_expect_eq(c.ended, 0);
-    for (int i = 0; i < CLIENTS; i++) peers_reset(peers[i]);
-    for (int i = 0; i < c.accepted; i++) coil_stream_abort(c.streams[i]);
+    for (int i = 0; i < CLIENTS; i++)
+        peers_reset(peers[i]);
+    for (int i = 0; i < c.accepted; i++)
+        coil_stream_abort(c.streams[i]);
     cr_expect_eq(coil_listener_close(c.l), 0);
     cr_expect_eq(c.ended, ACCEPTORS, "a close returns after those inside have left");
     for (int i = 0; i < ACCEPTORS; i++) {
@@ -483,7 +489,8 @@ static int accepts_within(void *arg) {
 }
 
 static void some_turns(struct race *r) {
-    for (unsigned n = peers_below(&r->state, 3); n; n--) coil_yield();
+    for (unsigned n = peers_below(&r->state, 3); n; n--)
+        coil_yield();
     if (peers_below(&r->state, 4) == 0) coil_nop();
 }
 
@@ -521,7 +528,8 @@ static void race_once(struct race *r) {
 static int races(void *arg) {
     struct race *r = arg;
     r->l = listen_at("127.0.0.1:0", &r->a);
-    for (int i = check_rounds(10000); i; i--) race_once(r);
+    for (int i = check_rounds(10000); i; i--)
+        race_once(r);
     coil_listener_close(r->l);
     return 0;
 }
@@ -549,30 +557,36 @@ static int accepts_without_descriptors(void *arg) {
     coil_addr a;
     (void)arg;
     coil_listener *l = listen_at("127.0.0.1:0", &a);
-    for (int i = 0; i < WAITING; i++) peers[i] = connected(&a);
-    struct rlimit was = peers_no_descriptors();
+    for (int i = 0; i < WAITING; i++)
+        peers[i] = connected(&a);
+    struct peers_hog hog;
+    peers_take_all(&hog);
     coil_stats_get(&before);
     coil_scope within = coil_within(coil_ms(700));
-    while ((err = coil_listener_accept(l, &s)) == -EMFILE) errors++;
+    while ((err = coil_listener_accept(l, &s)) == -EMFILE)
+        errors++;
     coil_leave(&within);
     coil_stats_get(&after);
     cr_expect_eq(err, -ETIME, "%s", coil_strerror(err));
     cr_expect(errors >= 1 && errors <= 10, "%d", errors);
     cr_expect_lt(after.turns - before.turns, 200u, "%d", (int)(after.turns - before.turns));
     cr_expect_lt(after.enters - before.enters, 200u, "%d", (int)(after.enters - before.enters));
-    peers_free_descriptors(&was);
+    peers_give_back(&hog);
     for (int i = 0; i < WAITING; i++) {
         COIL_WITHIN(coil_sec(20));
-        while ((err = coil_listener_accept(l, &s)) == -EMFILE) {}
+        while ((err = coil_listener_accept(l, &s)) == -EMFILE) {
+        }
         cr_expect_eq(err, 0, "%s", coil_strerror(err));
         if (err == 0) coil_stream_abort(s);
     }
-    for (int i = 0; i < WAITING; i++) peers_reset(peers[i]);
+    for (int i = 0; i < WAITING; i++)
+        peers_reset(peers[i]);
     coil_listener_close(l);
     return 0;
 }
 
 Test(listen, out_of_descriptors_it_says_so_without_spinning_and_goes_on_when_there_are_some) {
+    peers_few_descriptors();
     int before = check_fd_count();
     cr_assert_eq(coil_run(accepts_without_descriptors, NULL), 0);
     cr_assert_eq(check_fd_count(), before);
@@ -585,7 +599,8 @@ enum { FLOOD = 1500 };
 static int peers_of_flood[FLOOD];
 
 static void flood(const coil_addr *a) {
-    for (int i = 0; i < FLOOD; i++) peers_of_flood[i] = connected(a);
+    for (int i = 0; i < FLOOD; i++)
+        peers_of_flood[i] = connected(a);
 }
 
 static void accept_flood(coil_listener *l) {
@@ -676,8 +691,10 @@ static int closes_with_queue(void *arg) {
     coil_scope within = coil_within(coil_ms(1));
     cr_expect_eq(coil_listener_accept(l, &s), -ETIME, "armed now");
     coil_leave(&within);
-    for (int i = 0; i < LEFT; i++) peers[i] = connected(&a);
-    for (int i = 0; i < 3; i++) coil_nop();
+    for (int i = 0; i < LEFT; i++)
+        peers[i] = connected(&a);
+    for (int i = 0; i < 3; i++)
+        coil_nop();
     cr_expect_eq(coil_listener_close(l), 0);
     for (int i = 0; i < LEFT; i++) {
         cr_expect(peers_sees_end(peers[i]), "%d", i);

@@ -42,11 +42,13 @@ Test(ring_queue, its_counters_may_wrap_around) {
     struct coil__ring_queue q = {0};
     cr_assert_eq(coil__ring_queue_reserve(&q, 10), 0);
     q.head = q.tail = UINT32_MAX - 3;
-    for (uint64_t i = 0; i < 8; i++) coil__ring_queue_push(&q, item(i));
+    for (uint64_t i = 0; i < 8; i++)
+        coil__ring_queue_push(&q, item(i));
     cr_assert_eq(coil__ring_queue_count(&q), 8);
     cr_assert(coil__ring_queue_peek(&q, 7) == item(7));
     cr_assert_eq(coil__ring_queue_reserve(&q, 1000), 0, "it grows across the wrap");
-    for (uint64_t i = 0; i < 8; i++) cr_assert(coil__ring_queue_pop(&q) == item(i));
+    for (uint64_t i = 0; i < 8; i++)
+        cr_assert(coil__ring_queue_pop(&q) == item(i));
     cr_assert_null(coil__ring_queue_pop(&q));
     coil__ring_queue_free(&q);
 }
@@ -65,7 +67,8 @@ Test(ring_queue, reserving_what_is_there_moves_nothing) {
 static int push_into_a_full_one(void *arg) {
     struct coil__ring_queue q = {0};
     if (coil__ring_queue_reserve(&q, 1)) return 1;
-    for (uint32_t i = 0, n = q.mask + 2; i < n; i++) coil__ring_queue_push(&q, arg);
+    for (uint32_t i = 0, n = q.mask + 2; i < n; i++)
+        coil__ring_queue_push(&q, arg);
     return 0;
 }
 

@@ -17,7 +17,8 @@ static coil_task spawn(coil_fn *fn, void *arg) {
 /* Computes, without a coil call that could notice the time. */
 static void compute(coil_dur d) {
     coil_time end = coil_after(d);
-    while (coil_now().ns < end.ns) continue;
+    while (coil_now().ns < end.ns)
+        continue;
 }
 
 /* ---- limits ---- */
@@ -140,16 +141,19 @@ enum { DEEP = 200 };
 static int nests(void *arg) {
     coil_scope s[DEEP];
     int tightest = (int)(intptr_t)arg;
-    for (int i = 0; i < DEEP; i++) s[i] = coil_within(i == tightest ? coil_ms(2) : coil_sec(1000 + i));
+    for (int i = 0; i < DEEP; i++)
+        s[i] = coil_within(i == tightest ? coil_ms(2) : coil_sec(1000 + i));
     cr_expect_eq(coil_sleep(COIL_FOREVER), -ETIME);
-    for (int i = DEEP - 1; i >= 0; i--) cr_expect_eq(coil_leave(&s[i]), i == tightest, "scope %d", i);
+    for (int i = DEEP - 1; i >= 0; i--)
+        cr_expect_eq(coil_leave(&s[i]), i == tightest, "scope %d", i);
     cr_expect_eq(coil_yield(), 0);
     return 0;
 }
 
 Test(scope, among_many_nested_limits_exactly_the_tightest_has_struck) {
     static const int which[] = {0, 1, DEEP / 2, DEEP - 1};
-    for (int i = 0; i < 4; i++) cr_assert_eq(coil_run(nests, (void *)(intptr_t)which[i]), 0);
+    for (int i = 0; i < 4; i++)
+        cr_assert_eq(coil_run(nests, (void *)(intptr_t)which[i]), 0);
 }
 
 /* ---- shields ---- */
@@ -421,7 +425,8 @@ Test(scope, leaving_twice_or_out_of_order_stops_with_the_name) {
 }
 
 Test(scope, a_jump_past_the_leave_stops_with_the_name) {
-    cr_assert(stops(jumps_past_the_leave, "coil: coil_leave: scopes are left in reverse order; one was jumped past"));
+    cr_assert(stops(jumps_past_the_leave,
+                    "coil: coil_leave: scopes are left in reverse order; one was jumped past"));
     cr_assert(stops(jumps_far, "coil: coil_leave: scopes are left in reverse order; one was jumped past"));
 }
 

@@ -12,7 +12,8 @@ static int returns_arg(void *arg) {
 }
 
 static int yields_then_returns_arg(void *arg) {
-    for (int i = 0; i < 3; i++) coil_yield();
+    for (int i = 0; i < 3; i++)
+        coil_yield();
     return (int)(intptr_t)arg;
 }
 
@@ -53,7 +54,8 @@ static int joins_the_ended(void *arg) {
     int got = 0;
     (void)arg;
     coil_task t = spawn(returns_arg, 9);
-    for (int i = 0; i < 3; i++) cr_expect_eq(coil_yield(), 0);
+    for (int i = 0; i < 3; i++)
+        cr_expect_eq(coil_yield(), 0);
     cr_expect_eq(coil_join(t, &got), 0, "its result was kept");
     cr_expect_eq(got, 9);
     got = 3;
@@ -85,8 +87,10 @@ static int many_join(void *arg) {
     coil_task joiners[8];
     (void)arg;
     j.target = spawn(yields_then_returns_arg, 77);
-    for (int i = 0; i < 8; i++) joiners[i] = spawn(joins_target, (intptr_t)&j);
-    for (int i = 0; i < 8; i++) cr_expect_eq(coil_join(joiners[i], NULL), 0);
+    for (int i = 0; i < 8; i++)
+        joiners[i] = spawn(joins_target, (intptr_t)&j);
+    for (int i = 0; i < 8; i++)
+        cr_expect_eq(coil_join(joiners[i], NULL), 0);
     for (int i = 0; i < 8; i++) {
         cr_expect_eq(j.err[i], 0);
         cr_expect_eq(j.got[i], 77);
@@ -182,7 +186,8 @@ static int detaches(void *arg) {
     }
     cr_expect_eq(err, -ESRCH, "it goes when it ends, %d rounds", rounds);
     t = spawn(returns_arg, 0);
-    for (int i = 0; i < 3; i++) coil_yield();
+    for (int i = 0; i < 3; i++)
+        coil_yield();
     cr_expect_eq(coil_detach(t), 0, "ended, not joined");
     cr_expect_eq(coil_detach(t), -ESRCH);
     return 0;
@@ -216,7 +221,8 @@ static int counts(void *arg) {
 }
 
 static int spawns_detached(void *arg) {
-    for (int i = 0; i < 100; i++) cr_expect_eq(coil_spawn(NULL, counts, arg), 0);
+    for (int i = 0; i < 100; i++)
+        cr_expect_eq(coil_spawn(NULL, counts, arg), 0);
     return 0;
 }
 
@@ -293,7 +299,8 @@ Test(spawn, a_task_can_use_the_stack_that_it_was_given) {
 static int reaches_tasks_max(void *arg) {
     coil_task t[4];
     (void)arg;
-    for (int i = 0; i < 3; i++) t[i] = spawn(sleeps_for_ever, 0);
+    for (int i = 0; i < 3; i++)
+        t[i] = spawn(sleeps_for_ever, 0);
     t[3] = coil_self();
     cr_expect_eq(coil_spawn(&t[3], returns_arg, NULL), -EAGAIN);
     cr_expect(is_no_task(t[3]));
@@ -318,7 +325,8 @@ static int notes_order(void *arg) {
 
 static int spawns_in_order(void *arg) {
     char *text = arg;
-    for (int i = 0; i < 5; i++) cr_expect_eq(coil_spawn(NULL, notes_order, text), 0);
+    for (int i = 0; i < 5; i++)
+        cr_expect_eq(coil_spawn(NULL, notes_order, text), 0);
     cr_expect_str_eq(text, "", "a spawn gives up nothing");
     cr_expect_eq(coil_yield(), 0);
     cr_expect_str_eq(text, "abcde", "a yield lets all others run once");

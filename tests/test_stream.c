@@ -247,7 +247,7 @@ TaskTest(stream, a_close_during_a_detach_wins) {
     stuff(coil_stream_fd(s));
     cr_expect_eq(coil_stream_write(s, "y", 1), 0);
     coil_task d = spawn(detaches, s);
-    yields(3);
+    turns(3);
     coil_stream_abort(s);
     cr_expect_eq(join(d), -EBADF);
     close(peer);
@@ -279,7 +279,7 @@ TaskTest(stream, close_waits_for_a_slow_peer) {
     static char out[BYTES];
     int peer;
     coil_stream *s = stream_and_peer(UNIX_PAIR, &peer);
-    small_socket_buffers(coil_stream_fd(s));
+    small_send_buffer(coil_stream_fd(s));
     fill_from(out, BYTES, 0);
     for (int i = 0; i < BYTES; i += 10000) cr_expect_eq(coil_stream_write(s, out + i, 10000), 0);
     coil_task t = spawn(takes_all, &peer);
@@ -328,7 +328,7 @@ static int writes_and_closes_too_late(void *arg) {
     fill_from(out, sizeof out, 0);
     if (c->full) stuff(coil_stream_fd(c->s));
     for (int i = 0; i < 6; i++) cr_expect_eq(coil_stream_write(c->s, out + 10000 * i, 10000), 0);
-    if (c->sent_before) yields(3);
+    if (c->sent_before) turns(3);
     if (c->cancels) {
         coil_cancel(coil_self());
     } else {
@@ -445,7 +445,7 @@ static void expels(coil_fn *fn, coil_fn *fn2, bool aborts, const char *what) {
     struct inside a = {.s = stream_and_peer(UNIX_PAIR, &peer)}, b = a;
     coil_task ta = spawn(fn, &a), tb = {0};
     if (fn2) tb = spawn(fn2, &b);
-    yields(5);
+    turns(5);
     cr_expect_not(a.left, "%s", what);
     if (aborts) {
         coil_stream_abort(a.s);
@@ -484,7 +484,7 @@ TaskTest(stream, a_read_parked_in_a_request_of_its_own_gets_ebadf_too) {
         cr_expect_eq(pipe2(p, nonblock ? O_NONBLOCK : 0), 0);
         struct inside a = {.s = adopt(p[0])};
         coil_task t = spawn(reads, &a);
-        yields(4);
+        turns(4);
         cr_expect_not(a.left);
         cr_expect_eq(coil_stream_close(a.s), 0);
         cr_expect(a.left && a.result == -EBADF, "%d", a.result);
@@ -501,10 +501,11 @@ TaskTest(stream, a_close_that_meets_the_end_of_a_request_finds_its_way) {
         cr_expect_eq(pipe2(p, i % 2 ? O_NONBLOCK : 0), 0);
         struct inside r = {.s = adopt(p[0])}, w = {.s = stream_and_peer(UNIX_PAIR, &peer)};
         coil_task tr = spawn(reads, &r), tw = spawn(writes_large, &w);
-        yields(3);
+        turns(3);
         cr_expect_eq(write(p[1], "x", 1), 1);
         while (recv(peer, much, sizeof much, MSG_DONTWAIT) > 0) continue;
-        yields(i / 2 % 20);
+        turns(i / 2 % 5);
+        for (int k = 0; k < i / 10; k++) coil_yield();
         cr_expect_eq(coil_stream_close(r.s), 0);
         coil_stream_abort(w.s);
         cr_expect(r.left && (r.result == 1 || r.result == -EBADF), "%d", r.result);
@@ -530,7 +531,7 @@ TaskTest(stream, calls_during_a_close_get_ebadf) {
     stuff(coil_stream_fd(i.s));
     cr_expect_eq(coil_stream_write(i.s, "x", 1), 0);
     coil_task t = spawn(closes, &i);
-    yields(3);
+    turns(3);
     cr_expect_not(i.left, "it waits for room");
     cr_expect_eq(coil_stream_close(i.s), -EBADF);
     coil_stream_abort(i.s);
@@ -620,7 +621,7 @@ static int runs_and_leaves_open(void *arg) {
 
 static int leaves_in_the_kernel(void *arg) {
     leaves_streams_open(arg);
-    yields(5);
+    turns(5);
     return 0;
 }
 

@@ -80,7 +80,7 @@ __asm__(".text\n"
         "    pushq %rcx\n"
         "    movq (%rdx), %rbp\n    movq 8(%rdx), %rbx\n    movq 16(%rdx), %r12\n"
         "    movq 24(%rdx), %r13\n    movq 32(%rdx), %r14\n    movq 40(%rdx), %r15\n"
-        "    call coil__ctx_swap\n"
+        "    leaq 1f(%rip), %rdx\n    jmp coil__ctx_jump\n1:\n"
         "    popq %rcx\n"
         "    movq %rbp, (%rcx)\n    movq %rbx, 8(%rcx)\n    movq %r12, 16(%rcx)\n"
         "    movq %r13, 24(%rcx)\n    movq %r14, 32(%rcx)\n    movq %r15, 40(%rcx)\n"
@@ -419,7 +419,7 @@ static void on_step(int sig, siginfo_t *info, void *context) {
     trace_take(&t);
     int inside = -1;
     for (int i = 0; i < t.count; i++)
-        if (t.ip[i] >= (uintptr_t)coil__ctx_swap && t.ip[i] < (uintptr_t)coil__ctx_start - 1) inside = i;
+        if (t.ip[i] >= (uintptr_t)coil__ctx_jump && t.ip[i] < (uintptr_t)coil__ctx_start - 1) inside = i;
     if (inside < 0) return;
     steps_inside++;
     if (t.end != _URC_END_OF_STACK || !is_first_frame(t.ip[t.count - 1])) steps_wrong++;

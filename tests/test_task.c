@@ -22,7 +22,7 @@ static int returns_arg(void *arg) {
 
 /* ---- handles ---- */
 
-enum { SPAWNS = 100000 };
+enum { SPAWNS = CHECK_TSAN ? 5000 : 100000 };
 
 static int spawns_and_remembers(void *arg) {
     coil_task *old = arg;
@@ -49,7 +49,8 @@ Test(task, a_handle_never_reaches_the_next_user_of_its_place) {
     coil_task *old = calloc(SPAWNS, sizeof *old);
     cr_assert_not_null(old);
     cr_assert_eq(coil_run(spawns_and_remembers, old), 0);
-    for (int i = 0; i < SPAWNS; i += 97) cr_assert_eq(coil_cancel(old[i]), -ESRCH);
+    for (int i = 0; i < SPAWNS; i += 97)
+        cr_assert_eq(coil_cancel(old[i]), -ESRCH);
     free(old);
 }
 
@@ -57,8 +58,10 @@ static int fills_places(void *arg) {
     coil_task t[100];
     bool seen[100] = {false};
     (void)arg;
-    for (int i = 0; i < 100; i++) t[i] = spawn(returns_arg, NULL);
-    for (int i = 0; i < 100; i++) cr_expect_eq(coil_join(t[i], NULL), 0);
+    for (int i = 0; i < 100; i++)
+        t[i] = spawn(returns_arg, NULL);
+    for (int i = 0; i < 100; i++)
+        cr_expect_eq(coil_join(t[i], NULL), 0);
     for (int i = 0; i < 100; i++) {
         coil_task one = spawn(returns_arg, NULL);
         cr_expect_eq(coil_join(one, NULL), 0);
@@ -104,7 +107,8 @@ static int keeps_step(void *arg) {
     int me = (int)(intptr_t)arg, ahead = 0;
     for (int i = 0; i < ROUNDS; i++) {
         rounds_of[me]++;
-        for (int other = 0; other < CROWD; other += 37) ahead += rounds_of[other] < rounds_of[me] - 1;
+        for (int other = 0; other < CROWD; other += 37)
+            ahead += rounds_of[other] < rounds_of[me] - 1;
         if (coil_yield()) return -1;
     }
     return ahead;
@@ -113,7 +117,8 @@ static int keeps_step(void *arg) {
 static int crowd(void *arg) {
     static coil_task t[CROWD];
     (void)arg;
-    for (intptr_t i = 0; i < CROWD; i++) t[i] = spawn(keeps_step, (void *)i);
+    for (intptr_t i = 0; i < CROWD; i++)
+        t[i] = spawn(keeps_step, (void *)i);
     for (int i = 0; i < CROWD; i++) {
         int got = -1;
         cr_expect_eq(coil_join(t[i], &got), 0);
@@ -206,7 +211,8 @@ static int lives_with_many(void *arg) {
         cr_expect_eq(err, 0, "task %d: %s", i, coil_strerror(err));
         if (err) break;
     }
-    while (started + slept < MANY) cr_expect_eq(coil_yield(), 0);
+    while (started + slept < MANY)
+        cr_expect_eq(coil_yield(), 0);
     coil_stats_get(&s);
     cr_expect_eq(s.tasks_peak, MANY + 1);
     coil_group_cancel(&g);
@@ -400,14 +406,16 @@ static int outside_cancel(void *arg) {
 
 static int forks(void *arg) {
     (void)arg;
-    static const char *const text = ": called in a child forked inside coil_run; only exec and _exit may follow there";
+    static const char *const text =
+        ": called in a child forked inside coil_run; only exec and _exit may follow there";
     for (size_t i = 0; i < sizeof outside / sizeof *outside; i++) {
         char line[160];
         snprintf(line, sizeof line, "coil: %s%s", outside[i].name, text);
         cr_expect(check_aborts(outside[i].fn, NULL, line), "%s", outside[i].name);
     }
     cr_expect(check_aborts(outside_run, NULL, "coil: coil_run: called in a child forked inside coil_run"));
-    cr_expect(check_aborts(outside_cancel, NULL, "coil: coil_cancel: called in a child forked inside coil_run"));
+    cr_expect(
+        check_aborts(outside_cancel, NULL, "coil: coil_cancel: called in a child forked inside coil_run"));
     cr_expect_eq(coil_sleep(coil_ms(1)), 0, "the parent goes on");
     return 0;
 }

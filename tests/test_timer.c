@@ -86,8 +86,10 @@ static int equal_sleeps(void *arg) {
         sleepers[i] = (struct sleeper){.id = i, .length = coil_ms(30)};
         tasks[i] = spawn(sleeps_its_length, &sleepers[i]);
     }
-    for (int i = 0; i < SLEEPERS; i++) cr_expect_eq(coil_join(tasks[i], NULL), 0);
-    for (int i = 0; i < SLEEPERS; i++) cr_expect_eq(woken.order[i], i);
+    for (int i = 0; i < SLEEPERS; i++)
+        cr_expect_eq(coil_join(tasks[i], NULL), 0);
+    for (int i = 0; i < SLEEPERS; i++)
+        cr_expect_eq(woken.order[i], i);
     return 0;
 }
 
@@ -114,8 +116,10 @@ static int random_moments(void *arg) {
         sleepers[i] = (struct sleeper){.until = {base.ns + rand() % 50 * 1000000}};
         tasks[i] = spawn(sleeps_until_its_moment, &sleepers[i]);
     }
-    for (int i = 0; i < SLEEPERS; i++) cr_expect_eq(coil_join(tasks[i], NULL), 0);
-    for (int i = 1; i < SLEEPERS; i++) cr_expect_geq(woken.until[i].ns, woken.until[i - 1].ns);
+    for (int i = 0; i < SLEEPERS; i++)
+        cr_expect_eq(coil_join(tasks[i], NULL), 0);
+    for (int i = 1; i < SLEEPERS; i++)
+        cr_expect_geq(woken.until[i].ns, woken.until[i - 1].ns);
     return 0;
 }
 
@@ -170,7 +174,8 @@ Test(timer, a_sleep_that_ends_with_the_limit_succeeds_and_a_longer_one_does_not)
 static int many_sleeps_within_one_limit(void *arg) {
     (void)arg;
     COIL_WITHIN(coil_sec(100));
-    for (int i = 0; i < 200; i++) cr_expect_eq(coil_sleep(coil_us(10)), 0);
+    for (int i = 0; i < 200; i++)
+        cr_expect_eq(coil_sleep(coil_us(10)), 0);
     return 0;
 }
 
@@ -212,18 +217,21 @@ static int sleeps_and_notes_the_turn(void *arg) {
     return 0;
 }
 
-/* The first is due after 100 ms, the last after 180, and the worker may take until 300: it wakes for all of them at once. */
+/* The first is due after 500 ms, the last after 580, and the worker may take until 700: one wake-up is
+ * enough. */
 static int sleeps_share_a_wakeup(void *arg) {
     struct waker w[5];
     coil_task tasks[5];
     coil_time base = coil_now();
     (void)arg;
     for (int i = 0; i < 5; i++) {
-        w[i] = (struct waker){.at = {base.ns + 100000000 + i * 20000000}};
+        w[i] = (struct waker){.at = {base.ns + 500000000 + i * 20000000}};
         tasks[i] = spawn(sleeps_and_notes_the_turn, &w[i]);
     }
-    for (int i = 0; i < 5; i++) cr_expect_eq(coil_join(tasks[i], NULL), 0);
-    for (int i = 1; i < 5; i++) cr_expect_eq(w[i].turn, w[0].turn, "sleeper %d", i);
+    for (int i = 0; i < 5; i++)
+        cr_expect_eq(coil_join(tasks[i], NULL), 0);
+    for (int i = 1; i < 5; i++)
+        cr_expect_eq(w[i].turn, w[0].turn, "sleeper %d", i);
     return 0;
 }
 

@@ -1,0 +1,334 @@
+/* The samples, run as programs: SAMPLES is the directory where they are built, SAMPLES_SOURCE that of their
+ * source. */
+#include "check.h"
+#include "peers.h"
+
+#include <fcntl.h>
+#include <glob.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+
+extern char **environ;
+
+enum { LIMIT_MS = 20000, TEXT_MAX = 4096, MEGABYTE = 1 << 20 };
+
+struct program {
+    pid_t pid;
+    int out, err;
+    char text[TEXT_MAX];      /* what it wrote to stdout */
+    char complaint[TEXT_MAX]; /* and to stderr */
+    int status;
+};
+
+static int64_t now_ms(void) {
+    return coil_now().ns / 1000000;
+}
+
+static struct program start(const char *name, const char *arg) {
+    struct program p = {.pid = -1};
+    int out[2], err[2];
+    char path[512];
+    posix_spawn_file_actions_t fa;
+    snprintf(path, sizeof path, "%s/%s", SAMPLES, name);
+    char *argv[] = {path, (char *)(uintptr_t)arg, NULL};
+    if (pipe2(out, O_CLOEXEC) < 0 || pipe2(err, O_CLOEXEC) < 0) abort();
+    posix_spawn_file_actions_init(&fa);
+    posix_spawn_file_actions_adddup2(&fa, out[1], STDOUT_FILENO);
+    posix_spawn_file_actions_adddup2(&fa, err[1], STDERR_FILENO);
+    int failed = posix_spawn(&p.pid, path, &fa, NULL, argv, environ);
+    posix_spawn_file_actions_destroy(&fa);
+    cr_assert_eq(failed, 0, "%s: %s", path, strerror(failed));
+    close(out[1]);
+    close(err[1]);
+    p.out = out[0];
+    p.err = err[0];
+    return p;
+}
+
+/* Appends what comes; false at the end, or when the time is over. */
+static bool append(int fd, char *text) {
+    size_t have = strlen(text);
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    if (poll(&p, 1, LIMIT_MS) != 1 || have + 1 >= TEXT_MAX) return false;
+    ssize_t n = read(fd, text + have, TEXT_MAX - 1 - have);
+    if (n > 0) text[have + (size_t)n] = '\0';
+    return n > 0;
+}
+
+/* Waits until stdout has the text. */
+static bool says(struct program *p, const char *text) {
+    while (!strstr(p->text, text)) {
+        if (!append(p->out, p->text)) return false;
+    }
+    return true;
+}
+
+/* Reads the rest and waits for the end; one that does not end by itself is killed. */
+static void finish(struct program *p) {
+    while (append(p->out, p->text)) {
+    }
+    while (append(p->err, p->complaint)) {
+    }
+    int64_t end_ms = now_ms() + LIMIT_MS;
+    while (waitpid(p->pid, &p->status, WNOHANG) == 0) {
+        if (now_ms() >= end_ms) kill(p->pid, SIGKILL);
+        usleep(1000);
+    }
+    close(p->out);
+    close(p->err);
+}
+
+static bool ended_with(const struct program *p, int code) {
+    return WIFEXITED(p->status) && WEXITSTATUS(p->status) == code;
+}
+
+/* One line that says what is wrong. */
+static bool complains(const struct program *p, const char *about) {
+    const char *newline = strchr(p->complaint, '\n');
+    return strstr(p->complaint, about) && newline && newline[1] == '\0';
+}
+
+struct server {
+    struct program p;
+    coil_addr a;
+    char where[TEXT_MAX];
+};
+
+static struct server start_server(const char *arg) {
+    struct server s = {.p = start("echo_server", arg)};
+    bool up = says(&s.p, "\n") && sscanf(s.p.text, "listening on %s\n", s.where) == 1;
+    cr_assert(up, "it said: %s", s.p.text);
+    cr_assert_eq(coil_addr_parse(&s.a, s.where), 0, "%s", s.where);
+    return s;
+}
+
+static void stop_server(struct server *s, int64_t ms_max) {
+    int64_t began_ms = now_ms();
+    kill(s->p.pid, SIGINT);
+    finish(&s->p);
+    int64_t took_ms = now_ms() - began_ms;
+    cr_expect(ended_with(&s->p, 0), "status %#x: %s", (unsigned)s->p.status, s->p.complaint);
+    cr_expect_leq(took_ms, ms_max, "%d ms", (int)took_ms);
+    cr_expect_str_eq(s->p.complaint, "");
+}
+
+static int connected(const struct server *s) {
+    int fd = peers_connect(&s->a);
+    cr_assert(fd >= 0, "%s", coil_strerror(fd));
+    return fd;
+}
+
+/* Sends bytes from..to of the pattern and reads as many back. */
+static bool echoes(int fd, size_t from, size_t to) {
+    static unsigned char got[65536];
+    size_t sent = from, read_back = from;
+    while (read_back < to) {
+        struct pollfd p = {.fd = fd, .events = (short)(POLLIN | (sent < to ? POLLOUT : 0))};
+        if (poll(&p, 1, LIMIT_MS) != 1) return false;
+        if (p.revents & POLLOUT) {
+            unsigned char out[8192];
+            size_t n = sizeof out < to - sent ? sizeof out : to - sent;
+            for (size_t i = 0; i < n; i++)
+                out[i] = (unsigned char)((sent + i) * 2654435761u >> 13);
+            ssize_t k = send(fd, out, n, MSG_DONTWAIT | MSG_NOSIGNAL);
+            if (k < 0 && errno != EAGAIN) return false;
+            if (k > 0) sent += (size_t)k;
+        }
+        if (p.revents & (POLLIN | POLLHUP | POLLERR)) {
+            ssize_t k = recv(fd, got, sizeof got, MSG_DONTWAIT);
+            if (k <= 0) return false;
+            for (ssize_t i = 0; i < k; i++, read_back++) {
+                if (got[i] != (unsigned char)(read_back * 2654435761u >> 13)) return false;
+            }
+        }
+    }
+    return read_back == to;
+}
+
+/* ---- hello ---- */
+
+Test(flow_samples, hello_says_hello_and_a_second_later_world) {
+    struct program p = start("hello", NULL);
+    cr_expect(says(&p, "hello\n"));
+    cr_expect_str_eq(p.text, "hello\n", "world comes later");
+    int64_t began_ms = now_ms();
+    finish(&p);
+    cr_expect_geq(now_ms() - began_ms, 800);
+    cr_expect_str_eq(p.text, "hello\nworld\n");
+    cr_expect(ended_with(&p, 0), "status %#x", (unsigned)p.status);
+}
+
+/* ---- echo_server and echo_client ---- */
+
+static void check_client(struct program *c) {
+    finish(c);
+    cr_expect(ended_with(c, 0), "status %#x: %s", (unsigned)c->status, c->complaint);
+    cr_expect_str_eq(c->text, "Send: 'hello world!'\nReceived: 'hello world!'\n");
+    cr_expect_str_eq(c->complaint, "");
+}
+
+static void check_pair(const char *where) {
+    struct server s = start_server(where);
+    struct program c = start("echo_client", s.where);
+    check_client(&c);
+    stop_server(&s, 1900);
+}
+
+Test(flow_samples, the_client_gets_back_what_it_sent) {
+    check_pair("127.0.0.1:0");
+}
+
+Test(flow_samples, client_and_server_take_unix_addresses_too) {
+    char name[64];
+    check_pair(peers_abstract(name, "sample"));
+}
+
+Test(flow_samples, client_and_server_take_ipv6_addresses_too) {
+    if (!peers_have_ipv6()) cr_skip("no IPv6 here");
+    check_pair("[::1]:0");
+}
+
+Test(flow_samples, without_an_address_they_meet_at_port_8888) {
+    struct server s = {.p = start("echo_server", NULL)};
+    if (!says(&s.p, "\n")) {
+        finish(&s.p);
+        cr_assert(complains(&s.p, "Address already in use"), "%s", s.p.complaint);
+        cr_skip("port 8888 is taken");
+    }
+    cr_expect_str_eq(s.p.text, "listening on 127.0.0.1:8888\n");
+    struct program c = start("echo_client", NULL);
+    check_client(&c);
+    stop_server(&s, 1900);
+}
+
+Test(flow_samples, the_server_serves_several_clients_at_once) {
+    struct program c[8];
+    struct server s = start_server("127.0.0.1:0");
+    int idle = connected(&s);
+    for (int i = 0; i < 8; i++)
+        c[i] = start("echo_client", s.where);
+    for (int i = 0; i < 8; i++)
+        check_client(&c[i]);
+    close(idle);
+    stop_server(&s, 1900);
+}
+
+Test(flow_samples, a_megabyte_comes_back_unharmed_and_then_the_end) {
+    struct server s = start_server("127.0.0.1:0");
+    int fd = connected(&s);
+    cr_expect(echoes(fd, 0, MEGABYTE));
+    shutdown(fd, SHUT_WR);
+    cr_expect(peers_sees_end(fd));
+    close(fd);
+    stop_server(&s, 1900);
+}
+
+/* ---- signals ---- */
+
+Test(flow_samples, sigint_without_clients_ends_the_server_at_once) {
+    struct server s = start_server("127.0.0.1:0");
+    stop_server(&s, 1900);
+    cr_expect_not_null(strstr(s.p.text, "draining\n"));
+    cr_expect_null(strstr(s.p.text, "cut off"));
+}
+
+Test(flow_samples, sigint_with_an_idle_client_ends_the_server_after_two_seconds) {
+    struct server s = start_server("127.0.0.1:0");
+    int fd = connected(&s);
+    cr_expect(echoes(fd, 0, 1));
+    int64_t began_ms = now_ms();
+    stop_server(&s, 4000);
+    cr_expect_geq(now_ms() - began_ms, 1900);
+    cr_expect_not_null(strstr(s.p.text, "1 clients had to be cut off\n"));
+    cr_expect(peers_sees_end(fd));
+    close(fd);
+}
+
+Test(flow_samples, a_client_in_the_middle_of_a_transfer_is_served_to_its_end) {
+    struct server s = start_server("127.0.0.1:0");
+    int fd = connected(&s);
+    cr_expect(echoes(fd, 0, MEGABYTE / 2));
+    kill(s.p.pid, SIGTERM);
+    cr_expect(says(&s.p, "draining\n"));
+    cr_expect(echoes(fd, MEGABYTE / 2, MEGABYTE));
+    shutdown(fd, SHUT_WR);
+    cr_expect(peers_sees_end(fd));
+    close(fd);
+    finish(&s.p);
+    cr_expect(ended_with(&s.p, 0), "status %#x", (unsigned)s.p.status);
+    cr_expect_null(strstr(s.p.text, "cut off"));
+}
+
+Test(flow_samples, a_second_sigint_while_draining_ends_the_server_at_once) {
+    struct server s = start_server("127.0.0.1:0");
+    int fd = connected(&s);
+    cr_expect(echoes(fd, 0, 1));
+    kill(s.p.pid, SIGINT);
+    cr_expect(says(&s.p, "draining\n"));
+    kill(s.p.pid, SIGINT);
+    finish(&s.p);
+    cr_expect(WIFSIGNALED(s.p.status) && WTERMSIG(s.p.status) == SIGINT, "status %#x", (unsigned)s.p.status);
+    close(fd);
+}
+
+/* ---- what goes wrong ---- */
+
+static void check_complaint(const char *name, const char *arg, const char *about) {
+    struct program p = start(name, arg);
+    finish(&p);
+    cr_expect(ended_with(&p, 1), "%s %s: status %#x", name, arg, (unsigned)p.status);
+    cr_expect(complains(&p, about), "%s %s: %s", name, arg, p.complaint);
+}
+
+Test(flow_samples, an_address_that_cannot_be_had_is_said_on_stderr_with_status_1) {
+    coil_addr a;
+    char where[64];
+    cr_assert_eq(coil_addr_parse(&a, "127.0.0.1:0"), 0);
+    int fd = peers_listen(&a, 1);
+    cr_assert_gt(coil_addr_format(&a, where, sizeof where), 0);
+    check_complaint("echo_server", where, "Address already in use");
+    close(fd);
+    check_complaint("echo_server", "nowhere", "Invalid argument");
+    check_complaint("echo_client", "nowhere", "Invalid argument");
+    check_complaint("echo_client", where, "Connection refused");
+}
+
+Test(flow_samples, a_client_whose_server_hangs_up_says_so) {
+    coil_addr a;
+    char where[64];
+    cr_assert_eq(coil_addr_parse(&a, "127.0.0.1:0"), 0);
+    int listening = peers_listen(&a, 1);
+    cr_assert_gt(coil_addr_format(&a, where, sizeof where), 0);
+    struct program p = start("echo_client", where);
+    int fd = accept(listening, NULL, NULL);
+    char buf[12];
+    cr_expect_eq(recv(fd, buf, sizeof buf, MSG_WAITALL), 12);
+    close(fd);
+    finish(&p);
+    cr_expect(ended_with(&p, 1), "status %#x", (unsigned)p.status);
+    cr_expect(complains(&p, "echo_client: "), "%s", p.complaint);
+    close(listening);
+}
+
+/* ---- their size ---- */
+
+static int lines_of(const char *path) {
+    FILE *f = fopen(path, "re");
+    int lines = 0;
+    for (int c; f && (c = getc(f)) != EOF;)
+        lines += c == '\n';
+    if (f) fclose(f);
+    return lines;
+}
+
+Test(flow_samples, each_has_less_than_120_lines) {
+    glob_t files;
+    cr_assert_eq(glob(SAMPLES_SOURCE "/*.c", 0, NULL, &files), 0);
+    cr_expect_geq(files.gl_pathc, 3u);
+    for (size_t i = 0; i < files.gl_pathc; i++) {
+        int lines = lines_of(files.gl_pathv[i]);
+        cr_expect(lines > 0 && lines < 120, "%s: %d lines", files.gl_pathv[i], lines);
+    }
+    globfree(&files);
+}
