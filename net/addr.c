@@ -242,10 +242,14 @@ static int write_unix(const coil_addr *a, char *text) {
 
 static int write_addr(const coil_addr *a, char *text) {
     switch (a->u.sa.sa_family) {
-    case AF_INET: return write_ipv4(a, text);
-    case AF_INET6: return write_ipv6(a, text);
-    case AF_UNIX: return write_unix(a, text);
-    default: return -EAFNOSUPPORT;
+    case AF_INET:
+        return write_ipv4(a, text);
+    case AF_INET6:
+        return write_ipv6(a, text);
+    case AF_UNIX:
+        return write_unix(a, text);
+    default:
+        return -EAFNOSUPPORT;
     }
 }
 

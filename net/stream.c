@@ -25,7 +25,8 @@ static void side_abort(struct coil__wait *w) {
     coil__ready(w, 0);
 }
 
-int coil__side_park(coil_stream *s, struct coil__side *side, struct coil__task *t, const char *what, int64_t until_ns) {
+int coil__side_park(coil_stream *s, struct coil__side *side, struct coil__task *t, const char *what,
+                    int64_t until_ns) {
     struct side_wait w; /* not cleared as a whole: this is the way of every read that has to wait */
     w.side = side;
     w.wait.abort = side_abort;
@@ -38,7 +39,8 @@ int coil__side_park(coil_stream *s, struct coil__side *side, struct coil__task *
     return w.wait.interrupted ? coil__stop_error(t) : 0;
 }
 
-int coil__side_call(struct coil__side *side, struct coil__task *t, struct coil__op *op, const char *what, int64_t until_ns) {
+int coil__side_call(struct coil__side *side, struct coil__task *t, struct coil__op *op, const char *what,
+                    int64_t until_ns) {
     side->op = op;
     int res = coil__op_call(t, op, what, until_ns);
     side->op = NULL;
@@ -195,14 +197,16 @@ static void expel(coil_stream *s, struct coil__side *side) {
 static void empty(coil_stream *s, struct coil__task *t) {
     expel(s, &s->reader);
     expel(s, &s->writer);
-    while (s->reader.busy || s->writer.busy) wait_settled(s, t);
+    while (s->reader.busy || s->writer.busy)
+        wait_settled(s, t);
 }
 
 /* The kernel lets go of the stream's own requests. */
 static void stop_requests(coil_stream *s, struct coil__task *t) {
     coil__stream_stop_writing(s);
     coil__stream_stop_reading(s);
-    while (s->rx.live || s->tx.live) wait_settled(s, t);
+    while (s->rx.live || s->tx.live)
+        wait_settled(s, t);
 }
 
 static void dispose(coil_stream *s) {
@@ -219,14 +223,15 @@ static void dispose(coil_stream *s) {
     free(s);
 }
 
-/* Flushes as far as a call that is never refused may: within the limits that hold, or, where they are over already, once and
- * without waiting. 0, or why accepted bytes have not left. */
+/* Flushes as far as a call that is never refused may: within the limits that hold, or, where they are over
+ * already, once and without waiting. 0, or why accepted bytes have not left. */
 static int flush_for_close(coil_stream *s, struct coil__task *t) {
     bool over = t->stop || t->sched->now_ns >= t->limit_ns;
     if (!over) return coil__stream_drain(s, t);
     coil__stream_try_flush(s);
     /* Where the try is a request, it is one only after the turn has taken it to the kernel. */
-    while (s->tx.live && !s->tx.cancelling && coil__node_linked(&s->tx.req.node)) coil__refuse(t);
+    while (s->tx.live && !s->tx.cancelling && coil__node_linked(&s->tx.req.node))
+        coil__refuse(t);
     if (s->write_err) return s->write_err;
     return s->out_bytes ? coil__stop_error(t) : 0;
 }
@@ -273,7 +278,8 @@ static int detach(coil_stream *s, struct coil__task *t) {
     int err = coil__stream_drain(s, t);
     if (err) return err;
     coil__stream_stop_reading(s);
-    while (s->rx.live) wait_settled(s, t);
+    while (s->rx.live)
+        wait_settled(s, t);
     return s->held ? -EBUSY : 0;
 }
 
@@ -295,8 +301,8 @@ int coil_stream_detach(coil_stream *s) {
     return fd;
 }
 
-/* At the end of a run, for a stream that no task has closed: without a task, so nothing is waited for here. The last of its
- * requests to end closes it. */
+/* At the end of a run, for a stream that no task has closed: without a task, so nothing is waited for here.
+ * The last of its requests to end closes it. */
 static void take_back(struct coil__object *o) {
     coil_stream *s = CONTAINER_OF(o, struct coil_stream, object);
     s->closing = true;

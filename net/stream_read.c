@@ -1,6 +1,6 @@
 /* Reading from a stream: see the three ways in stream.h. */
-#include "stream.h"
 #include "caps.h"
+#include "stream.h"
 
 #include <poll.h>
 #include <string.h>
@@ -67,8 +67,8 @@ static COLD void note_result(coil_stream *s, int res, uint32_t flags) {
     if (res < 0 && res != -ENOBUFS && res != -ECANCELED && !s->read_err) s->read_err = res;
 }
 
-/* Nothing in the kernel holds a sender back but a full socket buffer, and a multishot receive empties that: so a stream that
- * holds as much as its reader may leave unread stops receiving. */
+/* Nothing in the kernel holds a sender back but a full socket buffer, and a multishot receive empties that:
+ * so a stream that holds as much as its reader may leave unread stops receiving. */
 static void received(struct coil__op *op, int res, uint32_t flags) {
     coil_stream *s = CONTAINER_OF(op, struct coil_stream, rx);
     if (flags & IORING_CQE_F_BUFFER) s->pool->out++;
@@ -115,8 +115,8 @@ static int arm(coil_stream *s) {
 
 void coil__stream_tune(coil_stream *s) {
     s->high_water = (uint32_t)s->limits.high_water;
-    s->plain_read = s->way == COIL__WAY_POOL && s->rx.live && !s->starved && !s->eof && !s->read_err && !s->closing &&
-                    s->limits.read.ns == COIL__NEVER && s->limits.idle.ns == COIL__NEVER;
+    s->plain_read = s->way == COIL__WAY_POOL && s->rx.live && !s->starved && !s->eof && !s->read_err &&
+                    !s->closing && s->limits.read.ns == COIL__NEVER && s->limits.idle.ns == COIL__NEVER;
     if (s->pool->size) s->held_max = (uint32_t)MAX(s->limits.read_buffer / s->pool->size, (size_t)1);
 }
 
@@ -132,8 +132,8 @@ void coil__stream_read_init(coil_stream *s) {
 
 /* ---- a task reads ---- */
 
-/* How far a read may wait: the caller's limit, the stream's read limit that began with the call, and the idle limit, which any
- * byte either way moves on. */
+/* How far a read may wait: the caller's limit, the stream's read limit that began with the call, and the idle
+ * limit, which any byte either way moves on. */
 struct patience {
     int64_t call_ns; /* until when the call may last */
     int64_t wait_ns; /* until when this wait may */
@@ -149,7 +149,8 @@ static struct patience patience_of(const coil_stream *s, struct coil__task *t) {
 
 static void next_wait(const coil_stream *s, struct patience *p) {
     p->wait_ns = p->call_ns;
-    if (s->limits.idle.ns != COIL__NEVER) p->wait_ns = MIN(p->wait_ns, coil__add_ns(s->active_ns, s->limits.idle.ns));
+    if (s->limits.idle.ns != COIL__NEVER)
+        p->wait_ns = MIN(p->wait_ns, coil__add_ns(s->active_ns, s->limits.idle.ns));
 }
 
 /* Whether err ends the call: a wait that an old idle moment has cut short doesn't. */
@@ -181,7 +182,8 @@ static int await_direct(coil_stream *s, struct coil__task *t, void *buf, size_t 
     struct coil__op op;
     coil__op_init(&op);
     uint32_t len = (uint32_t)MIN(n, (size_t)INT32_MAX);
-    coil__op_prep(&op, s->is_socket ? IORING_OP_RECV : IORING_OP_READ, s->fd, buf, len, s->is_socket ? 0 : UINT64_MAX);
+    coil__op_prep(&op, s->is_socket ? IORING_OP_RECV : IORING_OP_READ, s->fd, buf, len,
+                  s->is_socket ? 0 : UINT64_MAX);
     next_wait(s, p);
     int res = coil__side_call(&s->reader, t, &op, "read", p->wait_ns);
     if (res != -EAGAIN) return res;
@@ -207,7 +209,8 @@ static ssize_t read_direct(coil_stream *s, struct coil__task *t, void *buf, size
     return note_direct(s, res);
 }
 
-/* After a short read nothing is left, and the next event will tell of more; with the end in sight there may be none. */
+/* After a short read nothing is left, and the next event will tell of more; with the end in sight there may
+ * be none. */
 static ssize_t read_ready(coil_stream *s, void *buf, size_t n) {
     ssize_t got = coil__sys_of(s->w)->recv(s->fd, buf, n, 0);
     if (got == -EAGAIN || (got > 0 && (size_t)got < n && !s->hung_up)) s->readable = false;
@@ -252,7 +255,8 @@ static COLD ssize_t read_slowly(coil_stream *s, struct coil__task *t, void *buf,
     return got;
 }
 
-/* The ordinary wait, where rx is armed and only the caller's own limit holds. Whether there is something to take now. */
+/* The ordinary wait, where rx is armed and only the caller's own limit holds. Whether there is something to
+ * take now. */
 static inline bool await_plainly(coil_stream *s, struct coil__task *t, int *err) {
     s->reader.busy = true;
     *err = coil__side_park(s, &s->reader, t, "read", t->limit_ns);
@@ -267,7 +271,8 @@ ssize_t coil_stream_read(coil_stream *s, void *buf, size_t n) {
     struct coil__task *t = coil__current("coil_stream_read");
     int err = coil__admit(t);
     if (err) return err;
-    if (UNLIKELY(!s || !buf || n - 1 >= BULK_BYTES || s->reader.busy | s->closing)) return read_slowly(s, t, buf, n);
+    if (UNLIKELY(!s || !buf || n - 1 >= BULK_BYTES || s->reader.busy | s->closing))
+        return read_slowly(s, t, buf, n);
     if (!s->held) {
         if (UNLIKELY(!s->plain_read)) return read_slowly(s, t, buf, n);
         if (UNLIKELY(!await_plainly(s, t, &err))) return err ? err : read_slowly(s, t, buf, n);

@@ -1,12 +1,12 @@
 /* Writing to a stream. What is written is copied into blocks, which leave with the turn; see stream.h. */
-#include "stream.h"
 #include "caps.h"
+#include "stream.h"
 
 #include <poll.h>
 #include <string.h>
 
 enum {
-    LARGE_BYTES = 16 << 10, /* from this size on, the caller's memory is sent, not a copy */
+    LARGE_BYTES = 16 << 10,  /* from this size on, the caller's memory is sent, not a copy */
     PIECE_BYTES = 256 << 10, /* of a large write at once, before others have a turn */
     IOV_MAX_NOW = 18,        /* blocks in one try: high_water's default worth, and the caller's memory */
 };
@@ -35,7 +35,8 @@ static void drop_first(coil_stream *s) {
 }
 
 void coil__stream_drop_output(coil_stream *s) {
-    while (s->out_first) drop_first(s);
+    while (s->out_first)
+        drop_first(s);
     s->out_bytes = 0;
 }
 
@@ -329,7 +330,8 @@ static ssize_t write_piece(coil_stream *s, struct coil__task *t, const char *p, 
     return k;
 }
 
-/* Between two pieces others have a turn, and what was asked of the task meanwhile holds: it may never have to park. */
+/* Between two pieces others have a turn, and what was asked of the task meanwhile holds: it may never have to
+ * park. */
 static int pause_writing(const coil_stream *s, struct coil__task *t) {
     coil__step_aside(t);
     if (s->closing) return -EBADF;

@@ -1,7 +1,7 @@
 /* What every file of coil stands on: checks that are always compiled in, and a few macros.
  *
- * CHECK states an invariant of coil's own: where it fails, coil is broken, and going on would lose somebody's data.
- * MISUSE tells the caller that a call was used in a way that has no error value, and names the call. */
+ * CHECK states an invariant of coil's own: where it fails, coil is broken, and going on would lose somebody's
+ * data. MISUSE tells the caller that a call was used in a way that has no error value, and names the call. */
 #ifndef COIL__BASE_H
 #define COIL__BASE_H
 
@@ -20,15 +20,16 @@
 /* The structure that holds `member`, given a pointer to that member. */
 #define CONTAINER_OF(ptr, type, member) ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
 
-#define CHECK(cond)                                                                                                    \
-    do {                                                                                                               \
-        if (UNLIKELY(!(cond))) coil__check_failed(#cond, __FILE__, __LINE__);                                          \
+#define CHECK(cond)                                                           \
+    do {                                                                      \
+        if (UNLIKELY(!(cond))) coil__check_failed(#cond, __FILE__, __LINE__); \
     } while (0)
 
 /* `call` is the public function that was misused; the rest is a printf format that ends the sentence. */
 #define MISUSE(call, ...) coil__misuse(call, __VA_ARGS__)
 
 _Noreturn COLD void coil__check_failed(const char *what, const char *file, int line);
-_Noreturn COLD void coil__misuse(const char *call, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+_Noreturn COLD void coil__misuse(const char *call, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
 
 #endif

@@ -1,5 +1,6 @@
-/* Cache of 4 KiB blocks, one per worker: what streams buffer their output in. The block that was given back last is taken
- * first, so that a thousand streams that are flushed every turn share the few blocks that are in the processor's cache. */
+/* Cache of 4 KiB blocks, one per worker: what streams buffer their output in. The block that was given back
+ * last is taken first, so that a thousand streams that are flushed every turn share the few blocks that are
+ * in the processor's cache. */
 #ifndef COIL__BLOCK_H
 #define COIL__BLOCK_H
 

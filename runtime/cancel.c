@@ -1,10 +1,11 @@
-/* A cancel from another thread is posted without allocating: each record has one letter, and the generation for which it is
- * meant beside it. Generations only go up, so where two threads post for the same slot, the later task's cancel wins,
- * and the other was stale. */
+/* A cancel from another thread is posted without allocating: each record has one letter, and the generation
+ * for which it is meant beside it. Generations only go up, so where two threads post for the same slot, the
+ * later task's cancel wins, and the other was stale. */
 #include "cancel.h"
 
-/* Interrupting a task that waits for a group cancels that group's children, and so on down. They are put on a list rather than
- * interrupted from within, or the deepest tree would use up the stack of whoever cancels its root. */
+/* Interrupting a task that waits for a group cancels that group's children, and so on down. They are put on a
+ * list rather than interrupted from within, or the deepest tree would use up the stack of whoever cancels its
+ * root. */
 void coil__cancel(struct coil__task *t) {
     struct coil__sched *s = t->sched;
     if (t->cancelled) return;
@@ -30,8 +31,8 @@ void coil__cancel_all(struct coil__sched *s) {
     }
 }
 
-/* The letter may be posted again from the first line on. Whoever finds it still posted has stored its generation before, and
- * the load below sees it. */
+/* The letter may be posted again from the first line on. Whoever finds it still posted has stored its
+ * generation before, and the load below sees it. */
 static void deliver(struct coil__letter *l) {
     struct coil__task *t = CONTAINER_OF(l, struct coil__task, cancel_letter);
     atomic_store(&t->cancel_posted, false);

@@ -20,7 +20,8 @@ static uint64_t newer_than(long major, long minor) {
     return bits;
 }
 
-/* The bits that one word stands for; 0: unknown. A version that leaves nothing out is no mistake, hence `known`. */
+/* The bits that one word stands for; 0: unknown. A version that leaves nothing out is no mistake, hence
+ * `known`. */
 static uint64_t word_bits(const char *word, size_t n, bool *known) {
     *known = true;
     if (n == 3 && memcmp(word, "all", 3) == 0) return newer_than(0, 0);

@@ -1,11 +1,12 @@
-/* What the running kernel can do. One table makes the enum, the probes' names, COIL_CAPS and the README's kernel table.
- * A capability is found by asking the kernel (ring.c), never inferred from its version; the version in the table is for
- * people, and for leaving unused all that is newer than some kernel. */
+/* What the running kernel can do. One table makes the enum, the probes' names, COIL_CAPS and the README's
+ * kernel table. A capability is found by asking the kernel (ring.c), never inferred from its version; the
+ * version in the table is for people, and for leaving unused all that is newer than some kernel. */
 #ifndef COIL__CAPS_H
 #define COIL__CAPS_H
 
 #include "base.h"
 
+/* clang-format off */
 /*    enum            name                first in  what coil does with it                                without it */
 #define COIL__CAPS(X)                                                                                                  \
     X(DIRECT_SEND,    "direct_send",      5, 10, "send(2) first: system calls are cheap here",     "each send is a request")             \
@@ -22,11 +23,13 @@
     X(DEFER_TASKRUN,  "defer_taskrun",    6, 1,  "completions are made when the worker asks",      "they are made at any system call")   \
     X(GUARD_INSTALL,  "guard_install",    6, 13, "stack guards that cost no mapping",              "mprotect; canaries past half of max_map_count")
 
+/* clang-format on */
+
 enum coil__cap {
 #define COIL__CAP_ENUM(id, name, major, minor, use, without) COIL__CAP_##id,
     COIL__CAPS(COIL__CAP_ENUM)
 #undef COIL__CAP_ENUM
-    COIL__CAP_COUNT
+        COIL__CAP_COUNT
 };
 
 #define COIL__CAP_BIT(id) (UINT64_C(1) << COIL__CAP_##id)
@@ -39,9 +42,9 @@ struct coil__cap_info {
 
 extern const struct coil__cap_info coil__cap_table[COIL__CAP_COUNT];
 
-/* Reads a list of capabilities to leave unused, separated by commas or blanks: names of the table, a kernel version such as
- * "5.10" (all that is newer than it), or "all". Adds their bits to *unused; -EINVAL for an unknown word, of which *bad
- * (if not NULL) gets the beginning; *unused is unchanged then. */
+/* Reads a list of capabilities to leave unused, separated by commas or blanks: names of the table, a kernel
+ * version such as "5.10" (all that is newer than it), or "all". Adds their bits to *unused; -EINVAL for an
+ * unknown word, of which *bad (if not NULL) gets the beginning; *unused is unchanged then. */
 int coil__caps_parse(const char *text, uint64_t *unused, const char **bad);
 
 #endif

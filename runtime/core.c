@@ -24,13 +24,20 @@ coil_time coil_after(coil_dur d) {
 
 static const char *start_error(int err) {
     switch (err) {
-    case COIL_ESTART_KERNEL: return "coil cannot start: no io_uring here";
-    case COIL_ESTART_FORBIDDEN: return "coil cannot start: io_uring is forbidden here";
-    case COIL_ESTART_MEMLOCK: return "coil cannot start: too little locked memory (RLIMIT_MEMLOCK)";
-    case COIL_ESTART_NOMEM: return "coil cannot start: out of memory or descriptors";
-    case COIL_ESTART_OPTION: return "coil cannot start: an option is out of range or unknown";
-    case COIL_ESTART_NESTED: return "coil_run was called inside a task";
-    default: return NULL;
+    case COIL_ESTART_KERNEL:
+        return "coil cannot start: no io_uring here";
+    case COIL_ESTART_FORBIDDEN:
+        return "coil cannot start: io_uring is forbidden here";
+    case COIL_ESTART_MEMLOCK:
+        return "coil cannot start: too little locked memory (RLIMIT_MEMLOCK)";
+    case COIL_ESTART_NOMEM:
+        return "coil cannot start: out of memory or descriptors";
+    case COIL_ESTART_OPTION:
+        return "coil cannot start: an option is out of range or unknown";
+    case COIL_ESTART_NESTED:
+        return "coil_run was called inside a task";
+    default:
+        return NULL;
     }
 }
 

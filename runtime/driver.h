@@ -1,14 +1,14 @@
 /* The seam: what a completion driver must do. It speaks SQE and CQE, and knows nothing of tasks.
  *
- * Everything nondeterministic enters coil through these two tables: requests and their completions, wake-ups from
- * other threads, the clock, random numbers, and the plain descriptor calls that coil makes itself. Nothing in runtime/
- * or net/ goes around them, so that a test can put another kernel behind them.
+ * Everything nondeterministic enters coil through these two tables: requests and their completions, wake-ups
+ * from other threads, the clock, random numbers, and the plain descriptor calls that coil makes itself.
+ * Nothing in runtime/ or net/ goes around them, so that a test can put another kernel behind them.
  *
  * Life of a request, as the driver sees it:
  *   1. queue(): it stands in the driver's FIFO, `node` is linked. It may be taken back by unlinking the node.
  *   2. enter() copies the SQE image into the ring and unlinks the node: from then on the kernel has it.
- *   3. cancel() puts the same node on the list of pending cancels, which go in before every queued request. Whoever
- *      sees the request complete before that unlinks the node.
+ *   3. cancel() puts the same node on the list of pending cancels, which go in before every queued request.
+ * Whoever sees the request complete before that unlinks the node.
  *   4. reap() hands out its completions by user_data; the last one comes without IORING_CQE_F_MORE. */
 #ifndef COIL__DRIVER_H
 #define COIL__DRIVER_H
@@ -23,8 +23,8 @@
 #define COIL__NEVER INT64_MAX
 
 struct coil__req {
-    struct io_uring_sqe sqe;  /* the image; user_data is the owner's tag with the lowest two bits clear */
-    struct coil__node node;   /* see above */
+    struct io_uring_sqe sqe; /* the image; user_data is the owner's tag with the lowest two bits clear */
+    struct coil__node node;  /* see above */
 };
 
 /* Kinds of user_data, in its lowest two bits. */
@@ -35,7 +35,8 @@ enum {
     COIL__TAG_MASK = 3,
 };
 
-/* Receive buffers that the kernel picks from, shared by all streams of the worker; `base` is NULL where there is none. */
+/* Receive buffers that the kernel picks from, shared by all streams of the worker; `base` is NULL where there
+ * is none. */
 struct coil__pool {
     char *base;
     uint32_t count; /* a power of two */
@@ -67,17 +68,20 @@ struct coil__driver_ops {
     void (*destroy)(struct coil__driver *d); /* no request may be in flight */
     void (*queue)(struct coil__driver *d, struct coil__req *r);
     void (*cancel)(struct coil__driver *d, struct coil__req *r);
-    /* Submits all that is queued, cancels first, and waits for a completion until the moment `until_ns` (COIL__NEVER: no
-     * limit; 0: doesn't wait). Returns early on a signal and on a wake-up. Never waits while a cancel is pending. */
+    /* Submits all that is queued, cancels first, and waits for a completion until the moment `until_ns`
+     * (COIL__NEVER: no limit; 0: doesn't wait). Returns early on a signal and on a wake-up. Never waits while
+     * a cancel is pending. */
     void (*enter)(struct coil__driver *d, int64_t until_ns);
     /* Whether a completion is there or could be had by an enter that doesn't wait. No system call. */
     bool (*ready)(struct coil__driver *d);
     unsigned (*reap)(struct coil__driver *d, struct io_uring_cqe *out, unsigned max);
-    void (*wake)(struct coil__driver *d); /* any thread, also a signal handler: ends a wait, or keeps the next one short */
+    void (*wake)(struct coil__driver
+                     *d); /* any thread, also a signal handler: ends a wait, or keeps the next one short */
     void (*give)(struct coil__driver *d, uint32_t buffer); /* a buffer of the pool goes back to the kernel */
 };
 
-/* Plain calls, each with the meaning of its man page, but errors are returned as negative errno. None may block. */
+/* Plain calls, each with the meaning of its man page, but errors are returned as negative errno. None may
+ * block. */
 struct coil__sys {
     int64_t (*now)(void); /* CLOCK_MONOTONIC in ns */
     uint64_t (*random)(void);

@@ -1,8 +1,8 @@
-/* Groups. All zero is a group that is not open. It opens with the first call on it: its owner is the current task, which then
- * knows it; waiting for it or leaving its block closes it again, and it may be used anew.
+/* Groups. All zero is a group that is not open. It opens with the first call on it: its owner is the current
+ * task, which then knows it; waiting for it or leaving its block closes it again, and it may be used anew.
  *
- * A child leaves the group when it ends, before anybody else hears of it. The owner, where it waits, is readied by the last
- * one only. */
+ * A child leaves the group when it ends, before anybody else hears of it. The owner, where it waits, is
+ * readied by the last one only. */
 #include "group.h"
 
 #include <string.h>
@@ -38,10 +38,12 @@ static void check_open(const struct coil__group *g, const char *call) {
     }
 }
 
-/* Where the innermost open one is no longer a group, its block was jumped out of, and this may be its memory. */
+/* Where the innermost open one is no longer a group, its block was jumped out of, and this may be its memory.
+ */
 static void open_group(struct coil__group *g, struct coil__task *t, const char *call) {
     const struct coil__group *outer = t->open_groups;
-    if (UNLIKELY(outer && outer->check != check_word(outer, t))) MISUSE(call, "a group was jumped past, not left");
+    if (UNLIKELY(outer && outer->check != check_word(outer, t)))
+        MISUSE(call, "a group was jumped past, not left");
     g->owner = t;
     g->check = check_word(g, t);
     coil__list_init(&g->children);
@@ -54,7 +56,8 @@ static struct coil__group *for_family(coil_group *group, struct coil__task *t, c
     struct coil__group *g = inner(group);
     if (!g->check) open_group(g, t, call);
     check_open(g, call);
-    if (g->owner != t && t->group != g) MISUSE(call, "called by a task that is neither the group's owner nor its child");
+    if (g->owner != t && t->group != g)
+        MISUSE(call, "called by a task that is neither the group's owner nor its child");
     return g;
 }
 
@@ -67,12 +70,14 @@ static struct coil__group *for_owner(coil_group *group, struct coil__task *t, co
     return g;
 }
 
-/* Takes it off its owner's list. Finding one on the way that is no longer a group means that its block was jumped out of. */
+/* Takes it off its owner's list. Finding one on the way that is no longer a group means that its block was
+ * jumped out of. */
 static void close_group(struct coil__group *g, const char *call) {
     CHECK(g->live == 0);
     struct coil__group **at = &g->owner->open_groups;
     for (; *at != g; at = &(*at)->outer) {
-        if (!*at || (*at)->check != check_word(*at, g->owner)) MISUSE(call, "a group was jumped past, not left");
+        if (!*at || (*at)->check != check_word(*at, g->owner))
+            MISUSE(call, "a group was jumped past, not left");
     }
     *at = g->outer;
     uint64_t keep = g->flags & KEEP_GOING;
@@ -110,7 +115,8 @@ int coil_group_spawn(coil_group *group, coil_fn *fn, void *arg) {
     return coil_group_spawn_with(group, NULL, NULL, fn, arg);
 }
 
-int coil_group_spawn_with(coil_group *group, coil_task *out, const coil_spawn_opts *o, coil_fn *fn, void *arg) {
+int coil_group_spawn_with(coil_group *group, coil_task *out, const coil_spawn_opts *o, coil_fn *fn,
+                          void *arg) {
     struct coil__task *child, *t = coil__current("coil_group_spawn");
     if (out) *out = (coil_task){0};
     struct coil__group *g = for_family(group, t, "coil_group_spawn");

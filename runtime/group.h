@@ -6,7 +6,8 @@
 
 #include "coil/group.h"
 
-/* Waits until no child is left, at most until until_ns and without cancelling any. The owner only. How many are left. */
+/* Waits until no child is left, at most until until_ns and without cancelling any. The owner only. How many
+ * are left. */
 uint32_t coil__group_drain(coil_group *g, int64_t until_ns);
 
 #endif

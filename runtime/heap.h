@@ -1,5 +1,5 @@
-/* 4-ary min-heap of nodes with a 64-bit key. Its array grows only when a seat is taken, so that putting a node in,
- * moving it and taking it out can never fail. */
+/* 4-ary min-heap of nodes with a 64-bit key. Its array grows only when a seat is taken, so that putting a
+ * node in, moving it and taking it out can never fail. */
 #ifndef COIL__HEAP_H
 #define COIL__HEAP_H
 

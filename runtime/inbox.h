@@ -1,5 +1,6 @@
-/* Queue with many writers (threads, and signal handlers) and one reader, the worker. Writing is one compare-and-swap
- * and never allocates; the reader takes everything at once, in the order in which it was written. */
+/* Queue with many writers (threads, and signal handlers) and one reader, the worker. Writing is one
+ * compare-and-swap and never allocates; the reader takes everything at once, in the order in which it was
+ * written. */
 #ifndef COIL__INBOX_H
 #define COIL__INBOX_H
 
@@ -7,10 +8,12 @@
 
 #include <stdatomic.h>
 
-/* A letter lies inside the object that it is about; that object sees to it that it is posted once at a time. */
+/* A letter lies inside the object that it is about; that object sees to it that it is posted once at a time.
+ */
 struct coil__letter {
     struct coil__letter *next;
-    void (*deliver)(struct coil__letter *l); /* runs in the worker; the letter may be posted again from then on */
+    void (*deliver)(
+        struct coil__letter *l); /* runs in the worker; the letter may be posted again from then on */
 };
 
 struct coil__inbox {
@@ -21,7 +24,8 @@ static inline void coil__inbox_post(struct coil__inbox *in, struct coil__letter 
     struct coil__letter *old = atomic_load_explicit(&in->newest, memory_order_relaxed);
     do {
         l->next = old;
-    } while (!atomic_compare_exchange_weak_explicit(&in->newest, &old, l, memory_order_seq_cst, memory_order_relaxed));
+    } while (!atomic_compare_exchange_weak_explicit(&in->newest, &old, l, memory_order_seq_cst,
+                                                    memory_order_relaxed));
 }
 
 static inline bool coil__inbox_empty(struct coil__inbox *in) {

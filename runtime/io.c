@@ -1,6 +1,6 @@
 /* One public call, one request. */
-#include "op.h"
 #include "caps.h"
+#include "op.h"
 
 #include "coil/io.h"
 
@@ -16,8 +16,8 @@ static int wait_ready(struct coil__task *t, int fd, short events, int64_t until_
     return coil__op_call(t, &op, "poll", until_ns);
 }
 
-/* One request; where the kernel answers EAGAIN because the descriptor is O_NONBLOCK (which kernels do for which operation
- * differs), it waits for readiness and asks again. */
+/* One request; where the kernel answers EAGAIN because the descriptor is O_NONBLOCK (which kernels do for
+ * which operation differs), it waits for readiness and asks again. */
 static int transfer(struct coil__task *t, struct coil__op *op, const char *what, short events) {
     for (;;) {
         int res = coil__op_call(t, op, what, t->limit_ns);

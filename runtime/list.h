@@ -1,4 +1,5 @@
-/* Intrusive doubly linked list. A node that is on no list has next == NULL, so that "is it queued?" is one test. */
+/* Intrusive doubly linked list. A node that is on no list has next == NULL, so that "is it queued?" is one
+ * test. */
 #ifndef COIL__LIST_H
 #define COIL__LIST_H
 

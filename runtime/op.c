@@ -4,10 +4,11 @@
  *   idle      live == false. The owner may touch it.
  *   queued    in the driver's FIFO (req.node linked, no cancel asked). The kernel has not seen it.
  *   kernel    req.node not linked: the driver has copied it into the ring.
- *   leaving   cancelling: a cancel is on the driver's list (node linked) or with the kernel. Only the request's own
- *             completion ends this state: the kernel may still write to its buffer, so nobody readies its task before.
- * A record has one place in the worker's table while it is live; user_data is that place and its generation. `done` is called
- * once per completion, and for the terminal one after the record is idle again. */
+ *   leaving   cancelling: a cancel is on the driver's list (node linked) or with the kernel. Only the
+ * request's own completion ends this state: the kernel may still write to its buffer, so nobody readies its
+ * task before. A record has one place in the worker's table while it is live; user_data is that place and its
+ * generation. `done` is called once per completion, and for the terminal one after the record is idle again.
+ */
 #include "op.h"
 
 #include <stdlib.h>
@@ -56,7 +57,8 @@ static void give_slot(struct coil__op_table *t, uint32_t slot) {
     t->live--;
 }
 
-void coil__op_prep(struct coil__op *op, uint8_t opcode, int fd, const void *addr, uint32_t len, uint64_t off) {
+void coil__op_prep(struct coil__op *op, uint8_t opcode, int fd, const void *addr, uint32_t len,
+                   uint64_t off) {
     memset(&op->req.sqe, 0, sizeof op->req.sqe);
     op->req.sqe.opcode = opcode;
     op->req.sqe.fd = fd;
@@ -106,9 +108,10 @@ static inline struct coil__op *find(const struct coil__op_table *t, uint64_t tag
     return s->gen == (uint32_t)(tag >> 32) ? s->op : NULL;
 }
 
-/* A cancel that found nothing although its target is live met it between two states (its poll had just fired, and it goes
- * back to waiting): dropping it would leave the target to wait for ever. One whose target's completion is merely behind
- * it in the queue is asked again too, which is harmless: the completion takes it off the list. */
+/* A cancel that found nothing although its target is live met it between two states (its poll had just fired,
+ * and it goes back to waiting): dropping it would leave the target to wait for ever. One whose target's
+ * completion is merely behind it in the queue is asked again too, which is harmless: the completion takes it
+ * off the list. */
 static void cancel_done(struct coil__worker *w, const struct io_uring_cqe *cqe) {
     struct coil__op *op = find(&w->ops, cqe->user_data);
     if (cqe->res == -ENOENT && op && op->cancelling && !coil__node_linked(&op->req.node)) {
@@ -148,7 +151,8 @@ struct call {
     struct coil__op *op;
 };
 
-/* Only asks. Readying the task here would end the life of the record and of the buffer under the kernel's hands. */
+/* Only asks. Readying the task here would end the life of the record and of the buffer under the kernel's
+ * hands. */
 static void call_abort(struct coil__wait *w) {
     struct call *c = CONTAINER_OF(w, struct call, wait);
     coil__op_abort(coil__worker_of(w->task->sched), c->op);
@@ -160,7 +164,8 @@ static void call_done(struct coil__op *op, int res, uint32_t flags) {
 }
 
 static int call(struct coil__task *t, struct coil__op *op, const char *what, int64_t until_ns, bool always) {
-    struct call c = {.wait = {.abort = call_abort, .what = what, .fd = op->req.sqe.fd, .outside = true}, .op = op};
+    struct call c = {.wait = {.abort = call_abort, .what = what, .fd = op->req.sqe.fd, .outside = true},
+                     .op = op};
     op->done = call_done;
     op->waiter = &c.wait;
     int err = coil__op_begin(coil__worker_of(t->sched), op);
@@ -193,8 +198,8 @@ static struct coil__op *any_on(const struct coil__op_table *t, int fd) {
     return NULL;
 }
 
-/* One task closes. Where the close itself is on its way already, waiting for it would be wrong: by then the number may be
- * somebody else's. */
+/* One task closes. Where the close itself is on its way already, waiting for it would be wrong: by then the
+ * number may be somebody else's. */
 int coil__ops_end_on(struct coil__task *t, int fd) {
     struct coil__worker *w = coil__worker_of(t->sched);
     for (struct coil__op *op; (op = any_on(&w->ops, fd));) {

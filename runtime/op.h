@@ -4,11 +4,11 @@
 
 #include "worker.h"
 
-/* Owned by a parked task, on whose stack it then lies, or by an object. The owner keeps it and its buffer alive until the
- * terminal completion. */
+/* Owned by a parked task, on whose stack it then lies, or by an object. The owner keeps it and its buffer
+ * alive until the terminal completion. */
 struct coil__op {
-    /* Runs in the worker's loop for each completion, the last one without IORING_CQE_F_MORE in flags: from then on the
-     * record is its owner's again, and may be begun anew. */
+    /* Runs in the worker's loop for each completion, the last one without IORING_CQE_F_MORE in flags: from
+     * then on the record is its owner's again, and may be begun anew. */
     void (*done)(struct coil__op *op, int res, uint32_t flags);
     uint32_t slot;
     bool live;                 /* begun, and its terminal completion has not come */
@@ -35,16 +35,19 @@ void coil__op_prep(struct coil__op *op, uint8_t opcode, int fd, const void *addr
 
 /* Begins the request; it goes in at the turn's end. 0, or -ENOMEM and nothing was begun. */
 int coil__op_begin(struct coil__worker *w, struct coil__op *op);
-/* Asks for its end. The terminal completion still comes, at once where the kernel has not seen the request yet. */
+/* Asks for its end. The terminal completion still comes, at once where the kernel has not seen the request
+ * yet. */
 void coil__op_abort(struct coil__worker *w, struct coil__op *op);
 
-/* Begins a one-shot request that the current task owns, and parks until it is over. Returns its result; -ECANCELED and -ETIME
- * where a cancel or until_ns ended it; -EBADF where its descriptor was closed meanwhile. */
+/* Begins a one-shot request that the current task owns, and parks until it is over. Returns its result;
+ * -ECANCELED and -ETIME where a cancel or until_ns ended it; -EBADF where its descriptor was closed
+ * meanwhile. */
 int coil__op_call(struct coil__task *t, struct coil__op *op, const char *what, int64_t until_ns);
 /* The same for an [always] call: neither cancel nor deadline ends it. */
 int coil__op_call_always(struct coil__task *t, struct coil__op *op, const char *what);
 
-/* Ends all requests on fd and waits until they are over: before fd is closed. 0; -EBADF: another task is at it already. */
+/* Ends all requests on fd and waits until they are over: before fd is closed. 0; -EBADF: another task is at
+ * it already. */
 int coil__ops_end_on(struct coil__task *t, int fd);
 
 /* What the worker calls with what it has reaped. */

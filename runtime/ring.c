@@ -1,12 +1,12 @@
 /* The io_uring driver: the only file that sets up, submits to and reaps a ring.
  *
- * liburing sets the ring up, maps it and registers things; the queues are walked here, and waiting is our own call of
- * io_uring_enter: liburing's wait with a timeout would, on kernels without EXT_ARG, submit a hidden timeout request and
- * show its completion to whoever peeks.
+ * liburing sets the ring up, maps it and registers things; the queues are walked here, and waiting is our own
+ * call of io_uring_enter: liburing's wait with a timeout would, on kernels without EXT_ARG, submit a hidden
+ * timeout request and show its completion to whoever peeks.
  *
- * Requests are copied into the ring only at enter(). Until then they stand in a FIFO, where a cancel or a close can take
- * them back without the kernel: an SQE that names a descriptor which is closed before the submit would act on whatever has
- * got the number since. */
+ * Requests are copied into the ring only at enter(). Until then they stand in a FIFO, where a cancel or a
+ * close can take them back without the kernel: an SQE that names a descriptor which is closed before the
+ * submit would act on whatever has got the number since. */
 #include "ring.h"
 #include "caps.h"
 #include "switch.h"
@@ -46,7 +46,8 @@ struct ring {
     int given; /* buffers put into buf_ring and not yet shown to the kernel */
 };
 
-/* liburing maps and unmaps behind TSan's back, which would take a ring for the one that another thread had at its address. */
+/* liburing maps and unmaps behind TSan's back, which would take a ring for the one that another thread had at
+ * its address. */
 static char mappings;
 
 static struct ring *ring_of(struct coil__driver *d) {
@@ -63,7 +64,8 @@ static unsigned unsubmitted(const struct ring *r) {
     return r->sq_tail - __atomic_load_n(r->u.sq.khead, __ATOMIC_ACQUIRE);
 }
 
-/* One call of the kernel. `until_ns` as in coil__driver_ops.enter. What the call could not take stays in the queue. */
+/* One call of the kernel. `until_ns` as in coil__driver_ops.enter. What the call could not take stays in the
+ * queue. */
 static void call_kernel(struct ring *r, int64_t until_ns) {
     struct __kernel_timespec ts;
     struct io_uring_getevents_arg arg = {.sigmask_sz = _NSIG / 8};
@@ -85,8 +87,8 @@ static void call_kernel(struct ring *r, int64_t until_ns) {
     __atomic_store_n(r->u.sq.ktail, r->sq_tail, __ATOMIC_RELEASE);
     int n = io_uring_enter2((unsigned)r->u.enter_ring_fd, unsubmitted(r), wait_nr, flags, extra, extra_size);
     r->d.stats.enters++;
-    /* EINTR, ETIME: a wait that ended. EAGAIN, EBUSY: no memory, or completions overflow: the caller reaps and comes
-     * again, nothing is lost. Anything else means that the ring is broken or that coil is. */
+    /* EINTR, ETIME: a wait that ended. EAGAIN, EBUSY: no memory, or completions overflow: the caller reaps
+     * and comes again, nothing is lost. Anything else means that the ring is broken or that coil is. */
     if (n >= 0 || n == -EINTR || n == -ETIME || n == -EAGAIN || n == -EBUSY) return;
     fprintf(stderr, "coil: io_uring_enter failed: %s\n", strerror(-n));
     abort();
@@ -114,10 +116,8 @@ static bool arm_bell(struct ring *r, struct bell *b) {
 }
 
 static void fill_cancel(struct io_uring_sqe *sqe, uint64_t target) {
-    *sqe = (struct io_uring_sqe){.opcode = IORING_OP_ASYNC_CANCEL,
-                                 .fd = -1,
-                                 .addr = target,
-                                 .user_data = target | COIL__TAG_CANCEL};
+    *sqe = (struct io_uring_sqe){
+        .opcode = IORING_OP_ASYNC_CANCEL, .fd = -1, .addr = target, .user_data = target | COIL__TAG_CANCEL};
 }
 
 /* Copies all that is queued into the ring, cancels first; false where not everything found room. */
@@ -138,8 +138,8 @@ static bool fill(struct ring *r) {
     return true;
 }
 
-/* Without EXT_ARG a timerfd rings at the wait's limit. It is only moved when it would ring too late: an early ring is one
- * needless turn, moving it is a system call. */
+/* Without EXT_ARG a timerfd rings at the wait's limit. It is only moved when it would ring too late: an early
+ * ring is one needless turn, moving it is a system call. */
 static void set_alarm(struct ring *r, int64_t until_ns) {
     if (r->alarm.fd < 0 || until_ns == COIL__NEVER || until_ns >= r->alarm_ns) return;
     struct itimerspec at = {.it_value = {.tv_sec = until_ns / 1000000000, .tv_nsec = until_ns % 1000000000}};
@@ -184,7 +184,8 @@ static bool ring_ready(struct coil__driver *d) {
     return !cq_empty(r) || kernel_has_more(r);
 }
 
-/* The count is read away also where a multishot poll would ring without: a one-shot poll looks at the level. */
+/* The count is read away also where a multishot poll would ring without: a one-shot poll looks at the level.
+ */
 static void bell_rang(struct ring *r, struct bell *b, const struct io_uring_cqe *cqe) {
     uint64_t count;
     if (!(cqe->flags & IORING_CQE_F_MORE)) b->armed = false;
@@ -215,7 +216,8 @@ static unsigned ring_reap(struct coil__driver *d, struct io_uring_cqe *out, unsi
     return n;
 }
 
-/* May run in a signal handler. The eventfd is non-blocking: a full counter means that the wake-up is there already. */
+/* May run in a signal handler. The eventfd is non-blocking: a full counter means that the wake-up is there
+ * already. */
 static void ring_wake(struct coil__driver *d) {
     uint64_t one = 1;
     int saved = errno;
@@ -228,8 +230,8 @@ static void ring_wake(struct coil__driver *d) {
 
 static void put_buffer(struct ring *r, uint32_t id) {
     struct coil__pool *p = &r->d.pool;
-    io_uring_buf_ring_add(r->buf_ring, p->base + (size_t)id * p->size, p->size, (unsigned short)id, (int)p->count - 1,
-                          r->given++);
+    io_uring_buf_ring_add(r->buf_ring, p->base + (size_t)id * p->size, p->size, (unsigned short)id,
+                          (int)p->count - 1, r->given++);
 }
 
 static void ring_give(struct coil__driver *d, uint32_t id) {
@@ -260,34 +262,37 @@ static bool open_pool(struct ring *r, const struct coil__ring_opts *o) {
     p->base = map_bytes((size_t)p->count * p->size);
     r->buf_ring = map_bytes(r->buf_ring_bytes);
     p->bufs = calloc(p->count, sizeof *p->bufs);
-    struct io_uring_buf_reg reg = {.ring_addr = (uint64_t)(uintptr_t)r->buf_ring,
-                                   .ring_entries = p->count,
-                                   .bgid = COIL__POOL_GROUP};
+    struct io_uring_buf_reg reg = {
+        .ring_addr = (uint64_t)(uintptr_t)r->buf_ring, .ring_entries = p->count, .bgid = COIL__POOL_GROUP};
     if (!p->base || !r->buf_ring || !p->bufs || io_uring_register_buf_ring(&r->u, &reg, 0) < 0) {
         close_pool(r);
         return false;
     }
-    for (uint32_t i = 0; i < p->count; i++) put_buffer(r, i);
+    for (uint32_t i = 0; i < p->count; i++)
+        put_buffer(r, i);
     show_buffers(r);
     return true;
 }
 
 /* ---- setting up ---- */
 
-#define SETUP_BITS (COIL__CAP_BIT(SUBMIT_ALL) | COIL__CAP_BIT(COOP_TASKRUN) | COIL__CAP_BIT(SINGLE_ISSUER) | \
-                    COIL__CAP_BIT(DEFER_TASKRUN))
+#define SETUP_BITS                                                                            \
+    (COIL__CAP_BIT(SUBMIT_ALL) | COIL__CAP_BIT(COOP_TASKRUN) | COIL__CAP_BIT(SINGLE_ISSUER) | \
+     COIL__CAP_BIT(DEFER_TASKRUN))
 
 static unsigned setup_flags(uint64_t caps) {
     unsigned flags = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP;
     if (caps & COIL__CAP_BIT(SUBMIT_ALL)) flags |= IORING_SETUP_SUBMIT_ALL;
     if (caps & COIL__CAP_BIT(COOP_TASKRUN)) flags |= IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
     if (caps & COIL__CAP_BIT(SINGLE_ISSUER)) flags |= IORING_SETUP_SINGLE_ISSUER;
-    /* The flag is how ring_ready sees completions that are not made yet: without it a busy worker would never ask. */
+    /* The flag is how ring_ready sees completions that are not made yet: without it a busy worker would never
+     * ask. */
     if (caps & COIL__CAP_BIT(DEFER_TASKRUN)) flags |= IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
     return flags;
 }
 
-/* The rungs of the ladder, best first. Each is tried without what must stay unused; DEFER_TASKRUN asks for SINGLE_ISSUER. */
+/* The rungs of the ladder, best first. Each is tried without what must stay unused; DEFER_TASKRUN asks for
+ * SINGLE_ISSUER. */
 static const uint64_t ladder[] = {
     SETUP_BITS,
     COIL__CAP_BIT(SUBMIT_ALL) | COIL__CAP_BIT(COOP_TASKRUN) | COIL__CAP_BIT(SINGLE_ISSUER),
@@ -303,7 +308,8 @@ static uint64_t rung_caps(uint64_t rung, uint64_t unused) {
 }
 
 /* One set of flags, with as many entries as locked memory allows. 0 or negative errno. */
-static int try_setup(struct ring *r, const struct coil__ring_opts *o, uint64_t caps, struct io_uring_params *p) {
+static int try_setup(struct ring *r, const struct coil__ring_opts *o, uint64_t caps,
+                     struct io_uring_params *p) {
     unsigned sq = o->sq_entries, cq = o->cq_entries;
     for (;;) {
         *p = (struct io_uring_params){.flags = setup_flags(caps), .cq_entries = cq};
@@ -324,22 +330,23 @@ static int climb_ladder(struct ring *r, const struct coil__ring_opts *o, struct 
     return err;
 }
 
-/* Flags that old kernels ignore without a word are trusted only where an opcode of the same kernel, or a newer one, is
- * there: see the kernel table in the README for what stands for what. */
+/* Flags that old kernels ignore without a word are trusted only where an opcode of the same kernel, or a
+ * newer one, is there: see the kernel table in the README for what stands for what. */
 static void probe(struct ring *r, unsigned features, uint64_t unused) {
     struct io_uring_probe *p = io_uring_get_probe_ring(&r->u);
     uint64_t caps = 0;
     if (features & IORING_FEAT_EXT_ARG) caps |= COIL__CAP_BIT(EXT_ARG);
     if (features & IORING_FEAT_RSRC_TAGS) caps |= COIL__CAP_BIT(POLL_MULTI);
     if (p && io_uring_opcode_supported(p, IORING_OP_SHUTDOWN)) caps |= COIL__CAP_BIT(SHUTDOWN);
-    if (p && io_uring_opcode_supported(p, IORING_OP_SOCKET)) caps |= COIL__CAP_BIT(ACCEPT_MULTI) | COIL__CAP_BIT(BUF_RING);
+    if (p && io_uring_opcode_supported(p, IORING_OP_SOCKET))
+        caps |= COIL__CAP_BIT(ACCEPT_MULTI) | COIL__CAP_BIT(BUF_RING);
     if (p && io_uring_opcode_supported(p, IORING_OP_SENDMSG_ZC)) caps |= COIL__CAP_BIT(RECV_MULTI);
     io_uring_free_probe(p);
     r->d.caps |= caps & ~unused;
 }
 
-/* Register calls come last, on the idle ring, and only where a newer opcode has shown that the kernel knows such calls: an
- * early 5.10 waits for all requests before it says EINVAL to one that it doesn't know. */
+/* Register calls come last, on the idle ring, and only where a newer opcode has shown that the kernel knows
+ * such calls: an early 5.10 waits for all requests before it says EINVAL to one that it doesn't know. */
 static void register_things(struct ring *r, const struct coil__ring_opts *o) {
     if (has(r, COIL__CAP_BIT(BUF_RING)) && has(r, COIL__CAP_BIT(RECV_MULTI)) && !open_pool(r, o)) {
         r->d.caps &= ~COIL__CAP_BIT(BUF_RING);
@@ -360,7 +367,8 @@ static bool calls_are_cheap(const struct ring *r) {
     int64_t best_ns = INT64_MAX;
     for (int round = 0; round < 3; round++) {
         int64_t began_ns = sys->now();
-        for (int i = 0; i < CALLS_TIMED; i++) sys->get_flags(r->wake.fd);
+        for (int i = 0; i < CALLS_TIMED; i++)
+            sys->get_flags(r->wake.fd);
         best_ns = MIN(best_ns, (sys->now() - began_ns) / CALLS_TIMED);
     }
     return best_ns <= DEAR_CALL_NS;
@@ -381,16 +389,18 @@ static void close_bells(struct ring *r) {
     if (r->alarm.fd >= 0) close(r->alarm.fd);
 }
 
-/* What is left in the completion queue when no request is in flight: what became of cancels, and the driver's own. */
+/* What is left in the completion queue when no request is in flight: what became of cancels, and the driver's
+ * own. */
 static void drop_completions(struct ring *r) {
     struct io_uring_cqe cqes[16];
     for (unsigned n; (n = ring_reap(&r->d, cqes, ARRAY_SIZE(cqes)));) {
-        for (unsigned i = 0; i < n; i++) CHECK(cqes[i].user_data & COIL__TAG_CANCEL);
+        for (unsigned i = 0; i < n; i++)
+            CHECK(cqes[i].user_data & COIL__TAG_CANCEL);
     }
 }
 
-/* The driver's own polls are taken back and seen to end before the ring goes: what dies with a ring is let go of some time
- * later. It only waits where a completion is on its way. */
+/* The driver's own polls are taken back and seen to end before the ring goes: what dies with a ring is let go
+ * of some time later. It only waits where a completion is on its way. */
 static void silence_bells(struct ring *r) {
     struct bell *bells[] = {&r->wake, &r->alarm};
     for (unsigned i = 0; i < ARRAY_SIZE(bells); i++) {
@@ -434,21 +444,25 @@ static int explain(int err, struct coil__driver_error *out) {
     switch (err) {
     case -ENOSYS:
         out->code = COIL_ESTART_KERNEL;
-        snprintf(out->text, sizeof out->text, "this kernel has no io_uring, or a sandbox hides it (ENOSYS); coil needs Linux "
-                                              "5.10 or later with CONFIG_IO_URING");
+        snprintf(out->text, sizeof out->text,
+                 "this kernel has no io_uring, or a sandbox hides it (ENOSYS); coil needs Linux "
+                 "5.10 or later with CONFIG_IO_URING");
         break;
     case -EPERM:
     case -EACCES:
         out->code = COIL_ESTART_FORBIDDEN;
-        snprintf(out->text, sizeof out->text, "io_uring is forbidden here (%s): a seccomp profile such as a container's, or "
-                                              "the sysctl kernel.io_uring_disabled; allow io_uring_setup, io_uring_enter and "
-                                              "io_uring_register", err == -EPERM ? "EPERM" : "EACCES");
+        snprintf(out->text, sizeof out->text,
+                 "io_uring is forbidden here (%s): a seccomp profile such as a container's, or "
+                 "the sysctl kernel.io_uring_disabled; allow io_uring_setup, io_uring_enter and "
+                 "io_uring_register",
+                 err == -EPERM ? "EPERM" : "EACCES");
         break;
     case -ENOMEM:
         getrlimit(RLIMIT_MEMLOCK, &lim);
         out->code = COIL_ESTART_MEMLOCK;
-        snprintf(out->text, sizeof out->text, "too little locked memory for a ring: the limit is %llu KiB, a worker needs "
-                                              "about 64; raise it with ulimit -l or LimitMEMLOCK=",
+        snprintf(out->text, sizeof out->text,
+                 "too little locked memory for a ring: the limit is %llu KiB, a worker needs "
+                 "about 64; raise it with ulimit -l or LimitMEMLOCK=",
                  (unsigned long long)lim.rlim_cur / 1024);
         break;
     default:
@@ -460,13 +474,15 @@ static int explain(int err, struct coil__driver_error *out) {
 
 static void prepare_queues(struct ring *r) {
     /* Newer liburings do this at set-up, older ones at each flush, which coil doesn't use. */
-    for (unsigned i = 0; i < r->u.sq.ring_entries; i++) r->u.sq.array[i] = i;
+    for (unsigned i = 0; i < r->u.sq.ring_entries; i++)
+        r->u.sq.array[i] = i;
     r->sq_tail = *r->u.sq.ktail;
     coil__list_init(&r->fifo);
     coil__list_init(&r->cancels);
 }
 
-int coil__ring_open(const struct coil__ring_opts *o, struct coil__driver **out, struct coil__driver_error *err) {
+int coil__ring_open(const struct coil__ring_opts *o, struct coil__driver **out,
+                    struct coil__driver_error *err) {
     struct io_uring_params p;
     struct ring *r = calloc(1, sizeof *r);
     if (!r) return err->code = COIL_ESTART_NOMEM;

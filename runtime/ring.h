@@ -18,6 +18,7 @@ struct coil__driver_error {
 };
 
 /* Sets up a ring that belongs to the calling thread. 0 and *out, or err->code. */
-int coil__ring_open(const struct coil__ring_opts *o, struct coil__driver **out, struct coil__driver_error *err);
+int coil__ring_open(const struct coil__ring_opts *o, struct coil__driver **out,
+                    struct coil__driver_error *err);
 
 #endif

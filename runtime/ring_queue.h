@@ -1,4 +1,5 @@
-/* Growable FIFO of pointers in one array. Room is made by reserving, so that putting something in never fails. */
+/* Growable FIFO of pointers in one array. Room is made by reserving, so that putting something in never
+ * fails. */
 #ifndef COIL__RING_QUEUE_H
 #define COIL__RING_QUEUE_H
 
@@ -20,11 +21,13 @@ static inline uint32_t coil__ring_queue_count(const struct coil__ring_queue *q) 
 static inline int coil__ring_queue_reserve(struct coil__ring_queue *q, uint32_t count) {
     if (q->at && count <= q->mask + 1) return 0;
     uint32_t capacity = q->at ? (q->mask + 1) * 2 : 64;
-    while (capacity < count) capacity *= 2;
+    while (capacity < count)
+        capacity *= 2;
     void **at = calloc(capacity, sizeof *at);
     if (!at) return -ENOMEM;
     uint32_t n = coil__ring_queue_count(q);
-    for (uint32_t i = 0; i < n; i++) at[i] = q->at[(q->head + i) & q->mask];
+    for (uint32_t i = 0; i < n; i++)
+        at[i] = q->at[(q->head + i) & q->mask];
     free(q->at);
     *q = (struct coil__ring_queue){.at = at, .mask = capacity - 1, .head = 0, .tail = n};
     return 0;

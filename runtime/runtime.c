@@ -1,6 +1,6 @@
 /* coil_run: from options to a worker, until its last task has ended. */
-#include "caps.h"
 #include "cancel.h"
+#include "caps.h"
 #include "ring.h"
 #include "signals.h"
 
@@ -47,7 +47,8 @@ static bool power_of_two_up(unsigned *v, unsigned dflt, unsigned max) {
     if (*v == 0) *v = dflt;
     if (*v > max) return false;
     unsigned p = 1;
-    while (p < *v) p *= 2;
+    while (p < *v)
+        p *= 2;
     *v = p;
     return true;
 }
@@ -83,7 +84,9 @@ static bool driver_variable_ok(void) {
 }
 
 static int bad_option(const coil_run_opts *o, const char *what, const char *value) {
-    if (!o->quiet) fprintf(stderr, "coil: cannot start: %s%s%s is not possible\n", what, value ? " " : "", value ? value : "");
+    if (!o->quiet)
+        fprintf(stderr, "coil: cannot start: %s%s%s is not possible\n", what, value ? " " : "",
+                value ? value : "");
     return COIL_ESTART_OPTION;
 }
 
@@ -125,7 +128,8 @@ static void exit_report(struct coil__timer *timer) {
     int64_t waited_ns = r->w.s.now_ns - r->exit_began_ns;
     bool over = r->exit_limit_ns && waited_ns >= r->exit_limit_ns;
     if (over || (!r->exit_reported && !r->w.quiet)) {
-        fprintf(stderr, "coil: main has returned %.1f s ago, and %u tasks that were cancelled have not ended:\n",
+        fprintf(stderr,
+                "coil: main has returned %.1f s ago, and %u tasks that were cancelled have not ended:\n",
                 (double)waited_ns / 1e9, r->w.s.live);
         report_tasks(&r->w.s);
     }
@@ -154,8 +158,8 @@ static void deadlock(struct coil__worker *w) {
     struct run *r = CONTAINER_OF(w, struct run, w);
     bool again = w->s.ending;
     if (again || !w->quiet) {
-        fprintf(stderr, "coil: deadlock: %u tasks wait, and nothing is left that could wake one%s:\n", w->s.live,
-                again ? ", not even their cancel" : "");
+        fprintf(stderr, "coil: deadlock: %u tasks wait, and nothing is left that could wake one%s:\n",
+                w->s.live, again ? ", not even their cancel" : "");
         report_tasks(&w->s);
     }
     if (again) abort();
@@ -171,22 +175,26 @@ static int main_task(void *arg) {
     return 0;
 }
 
-/* Streams and listeners that no task has closed: their requests would keep ports and peers for some time after the ring is
- * gone, so they are taken back like any other. */
+/* Streams and listeners that no task has closed: their requests would keep ports and peers for some time
+ * after the ring is gone, so they are taken back like any other. */
 static void take_back_objects(struct coil__worker *w) {
     unsigned count = 0;
     for (struct coil__node *n; (n = coil__list_pop(&w->objects)); count++) {
         struct coil__object *o = CONTAINER_OF(n, struct coil__object, node);
-        if (!w->quiet) fprintf(stderr, "coil: a %s was left open at the end of coil_run; closing it\n", o->what);
+        if (!w->quiet)
+            fprintf(stderr, "coil: a %s was left open at the end of coil_run; closing it\n", o->what);
         o->take_back(o);
     }
-    while (w->ops.live) coil__worker_turn(w);
+    while (w->ops.live)
+        coil__worker_turn(w);
 }
 
 /* ---- the run ---- */
 
 static int out_of_memory(bool quiet) {
-    if (!quiet) fprintf(stderr, "coil: cannot start: no memory for a first task; lower stack_size or raise ulimit -v\n");
+    if (!quiet)
+        fprintf(stderr,
+                "coil: cannot start: no memory for a first task; lower stack_size or raise ulimit -v\n");
     return COIL_ESTART_NOMEM;
 }
 
@@ -276,7 +284,8 @@ static int run_tasks(struct run *r) {
     if (coil__heap_take_seat(&s->timers)) return out_of_memory(r->w.quiet);
     if (coil__task_new(s, &named, main_task, r, &t)) return out_of_memory(r->w.quiet);
     t->detached = true;
-    while (s->live) coil__worker_turn(&r->w);
+    while (s->live)
+        coil__worker_turn(&r->w);
     return r->deadlocked ? -EDEADLK : r->result;
 }
 

@@ -1,9 +1,10 @@
 /* Scopes: limits and shields of the current task.
  *
- * A scope is a value, so nothing can point to it. The task knows how many are open (depth), which of them owns the limit
- * that holds (limit_owner) and whether a call has failed because of it (fired); each scope keeps what it replaced, and
- * leaving puts that back. A shield replaces the limit; inside another shield the outer one's own limit goes on holding,
- * and where that one strikes inside the inner one, inherit_fired remembers it until the outer one is left. */
+ * A scope is a value, so nothing can point to it. The task knows how many are open (depth), which of them
+ * owns the limit that holds (limit_owner) and whether a call has failed because of it (fired); each scope
+ * keeps what it replaced, and leaving puts that back. A shield replaces the limit; inside another shield the
+ * outer one's own limit goes on holding, and where that one strikes inside the inner one, inherit_fired
+ * remembers it until the outer one is left. */
 #include "task.h"
 
 #include <string.h>
@@ -27,7 +28,8 @@ static uint64_t check_word(const struct coil__task *t, const struct scope *s) {
 }
 
 static struct scope enter(struct coil__task *t, const char *call, unsigned flags) {
-    if (UNLIKELY(t->depth == DEPTH_MAX)) MISUSE(call, "more than %d scopes inside one another", (int)DEPTH_MAX);
+    if (UNLIKELY(t->depth == DEPTH_MAX))
+        MISUSE(call, "more than %d scopes inside one another", (int)DEPTH_MAX);
     struct scope s = {.limit_was_ns = t->limit_ns,
                       .shield_was_ns = t->shield_ns,
                       .depth = ++t->depth,
@@ -101,9 +103,11 @@ bool coil_leave(coil_scope *scope) {
     struct scope s;
     memcpy(&s, scope, sizeof s);
     if (UNLIKELY(s.check != check_word(t, &s))) {
-        MISUSE("coil_leave", "this is no open scope of the current task (left twice, jumped into, or another task's)");
+        MISUSE("coil_leave",
+               "this is no open scope of the current task (left twice, jumped into, or another task's)");
     }
-    if (UNLIKELY(s.depth != t->depth)) MISUSE("coil_leave", "scopes are left in reverse order; one was jumped past");
+    if (UNLIKELY(s.depth != t->depth))
+        MISUSE("coil_leave", "scopes are left in reverse order; one was jumped past");
     bool struck = (t->limit_owner == s.depth && t->fired) || t->inherit_fired == s.depth;
     if (s.flags & IS_SHIELD) {
         leave_shield(t, &s);

@@ -1,10 +1,12 @@
 /* Waiting for signals.
  *
- * One process-wide handler, and one desk per worker that has asked: the handler notes the signal on every desk that wants it
- * and posts the desk's letter to the worker. Desks are never freed, only left and taken again, so that the handler, which may
- * run on any thread at any moment, can walk them without a lock; a worker that leaves waits until no handler is at its desk.
+ * One process-wide handler, and one desk per worker that has asked: the handler notes the signal on every
+ * desk that wants it and posts the desk's letter to the worker. Desks are never freed, only left and taken
+ * again, so that the handler, which may run on any thread at any moment, can walk them without a lock; a
+ * worker that leaves waits until no handler is at its desk.
  *
- * Masks and signalfd are not used: a mask is per thread, and a thread that coil doesn't know would still be killed. */
+ * Masks and signalfd are not used: a mask is per thread, and a thread that coil doesn't know would still be
+ * killed. */
 #include "signals.h"
 
 #include "coil/signal.h"
@@ -32,9 +34,10 @@ struct signal_wait {
 };
 
 static _Atomic(struct desk *) desks;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* over the two below, and over taking and leaving a desk */
-static unsigned users[SIGNALS + 1];                      /* workers that want the signal */
-static struct sigaction before[SIGNALS + 1];             /* its disposition until then */
+static pthread_mutex_t lock =
+    PTHREAD_MUTEX_INITIALIZER;               /* over the two below, and over taking and leaving a desk */
+static unsigned users[SIGNALS + 1];          /* workers that want the signal */
+static struct sigaction before[SIGNALS + 1]; /* its disposition until then */
 
 static uint64_t bit(int sig) {
     return UINT64_C(1) << (sig - 1);
@@ -76,7 +79,8 @@ static void deliver(struct coil__letter *l) {
 
 static struct desk *desk_of(const struct coil__worker *w) {
     struct desk *d = atomic_load(&desks);
-    while (d && atomic_load(&d->worker) != w) d = d->next;
+    while (d && atomic_load(&d->worker) != w)
+        d = d->next;
     return d;
 }
 
@@ -107,8 +111,8 @@ static struct desk *take_desk(struct coil__worker *w) {
     return d;
 }
 
-/* The handler is set once per process and signal. It restarts system calls of threads that aren't coil's; a worker's wait
- * ends all the same. */
+/* The handler is set once per process and signal. It restarts system calls of threads that aren't coil's; a
+ * worker's wait ends all the same. */
 static void want(struct desk *d, uint64_t signals) {
     uint64_t fresh = signals & ~atomic_load(&d->wanted);
     if (!fresh) return;
@@ -139,7 +143,8 @@ void coil__signals_leave(struct coil__worker *w) {
     }
     atomic_store(&d->worker, NULL);
     pthread_mutex_unlock(&lock);
-    while (atomic_load(&d->handlers)) sched_yield();
+    while (atomic_load(&d->handlers))
+        sched_yield();
 }
 
 /* ---- the call ---- */

@@ -4,7 +4,8 @@
 
 #include "cancel.h"
 
-/* The worker's run ends: no handler posts to it after this, and signals that nobody else wants get their old disposition. */
+/* The worker's run ends: no handler posts to it after this, and signals that nobody else wants get their old
+ * disposition. */
 void coil__signals_leave(struct coil__worker *w);
 
 #endif

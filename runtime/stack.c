@@ -50,7 +50,8 @@ static size_t round_up(size_t n, size_t unit) {
 
 static unsigned class_of(size_t size) {
     unsigned c = 0;
-    while (COIL__STACK_SIZE_MIN << c < size) c++;
+    while (COIL__STACK_SIZE_MIN << c < size)
+        c++;
     return c;
 }
 
@@ -161,8 +162,10 @@ static void slab_unmap(struct coil__stack_pool *p, struct coil__slab *slab) {
 static void slab_idle(struct coil__stack_pool *p, struct coil__slab *slab) {
     CHECK(slab->live_count == 0);
     if (p->spare == slab) return;
-    if (p->spare) slab_unmap(p, slab);
-    else p->spare = slab;
+    if (p->spare)
+        slab_unmap(p, slab);
+    else
+        p->spare = slab;
 }
 
 static struct coil__stack *slab_cut(struct coil__stack_pool *p, struct coil__slab *slab) {
@@ -198,8 +201,10 @@ static COLD int get_cold(struct coil__stack_pool *p, unsigned class_index, struc
         room ? CONTAINER_OF(room, struct coil__slab, room_node) : slab_map(p, class_index);
     if (!slab) return -ENOMEM;
     struct coil__stack *s = slab->cold;
-    if (s) slab->cold = s->next;
-    else s = slab_cut(p, slab);
+    if (s)
+        slab->cold = s->next;
+    else
+        s = slab_cut(p, slab);
     if (!s) {
         if (slab->live_count == 0) slab_idle(p, slab);
         return -ENOMEM;
@@ -246,7 +251,8 @@ static COLD void trim(struct coil__stack_pool *p) {
         if (p->classes[i].warm_count > k->warm_count) k = &p->classes[i];
     size_t batch = MIN(p->warm_max / 32 + 1, k->warm_count);
     struct coil__stack **at = &k->warm;
-    for (size_t keep = k->warm_count - batch; keep > 0; keep--) at = &(*at)->next;
+    for (size_t keep = k->warm_count - batch; keep > 0; keep--)
+        at = &(*at)->next;
     struct coil__stack *s = *at;
     *at = NULL;
     k->warm_count -= batch;
@@ -274,7 +280,8 @@ int coil__stack_pool_init(struct coil__stack_pool *p, const struct coil__stack_o
     size_t size = o->default_size ? o->default_size : COIL__STACK_SIZE_DEFAULT;
     if (!size_ok(size)) return -EINVAL;
     memset(p, 0, sizeof(*p));
-    for (int i = 0; i < COIL__STACK_CLASSES; i++) coil__list_init(&p->classes[i].slabs);
+    for (int i = 0; i < COIL__STACK_CLASSES; i++)
+        coil__list_init(&p->classes[i].slabs);
     coil__list_init(&p->slabs);
     p->default_class = class_of(size);
     p->warm_max = o->cache_max;
@@ -310,7 +317,8 @@ struct line {
 };
 
 static void add_text(struct line *l, const char *s) {
-    while (*s && l->len < sizeof(l->text)) l->text[l->len++] = *s++;
+    while (*s && l->len < sizeof(l->text))
+        l->text[l->len++] = *s++;
 }
 
 static void add_number(struct line *l, uint64_t n, unsigned base) {
@@ -355,7 +363,7 @@ static const int fault_signals[] = {SIGSEGV, SIGBUS};
 static struct sigaction handlers_before[ARRAY_SIZE(fault_signals)];
 
 static const struct coil__stack *stack_of_guard(const struct coil__stack_pool *p, const char *addr) {
-    LIST_EACH (it, &p->slabs) {
+    LIST_EACH(it, &p->slabs) {
         const struct coil__slab *slab = CONTAINER_OF(it, struct coil__slab, node);
         size_t offset = (size_t)((uintptr_t)addr - (uintptr_t)slab->base);
         if (offset >= slab->bytes) continue;
@@ -392,8 +400,10 @@ static void pass_on(int sig, siginfo_t *info, void *context) {
         sigaddset(&own, sig);
         pthread_sigmask(SIG_UNBLOCK, &own, NULL);
     }
-    if (h.sa_flags & SA_SIGINFO) h.sa_sigaction(sig, info, context);
-    else h.sa_handler(sig);
+    if (h.sa_flags & SA_SIGINFO)
+        h.sa_sigaction(sig, info, context);
+    else
+        h.sa_handler(sig);
 }
 
 static void on_fault(int sig, siginfo_t *info, void *context) {

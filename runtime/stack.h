@@ -90,7 +90,8 @@ static inline uint64_t coil__stack_unguarded(const struct coil__stack_pool *p) {
 static inline bool coil__stack_canary_ok(const struct coil__stack *s) {
     const uint64_t *canary = (const uint64_t *)(const void *)s->lo - COIL__STACK_CANARY_WORDS;
     uint64_t written = 0;
-    for (int i = 0; i < COIL__STACK_CANARY_WORDS; i++) written |= canary[i];
+    for (int i = 0; i < COIL__STACK_CANARY_WORDS; i++)
+        written |= canary[i];
     return written == 0;
 }
 

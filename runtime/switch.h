@@ -52,7 +52,7 @@ extern "C" {
  * making it, or the wrong one is popped; so the function that does both is never inlined, and calls nothing
  * in between. */
 #if defined(COIL__ASAN) || defined(COIL__TSAN)
-#define COIL__SWITCH_FN                                                                                      \
+#define COIL__SWITCH_FN \
     static __attribute__((noinline, unused, no_sanitize("address"), no_sanitize("thread")))
 #else
 #define COIL__SWITCH_FN static inline

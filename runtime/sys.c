@@ -16,7 +16,8 @@ static int64_t sys_now(void) {
 
 static uint64_t sys_random(void) {
     uint64_t v = 0;
-    /* Early at boot the kernel may have no randomness yet; the clock will do then, nothing secret hangs on it. */
+    /* Early at boot the kernel may have no randomness yet; the clock will do then, nothing secret hangs on
+     * it. */
     if (getrandom(&v, sizeof v, GRND_NONBLOCK) != sizeof v) v = (uint64_t)sys_now() * 0x9e3779b97f4a7c15ULL;
     return v;
 }

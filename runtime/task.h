@@ -4,10 +4,11 @@
  *   1. FREE     on the scheduler's list of free slots.
  *   2. READY    in the run queue (or among the later ones): spawned, or readied by whoever ended its wait.
  *   3. RUNNING  the one whose stack is in use; from READY only.
- *   4. PARKED   `wait` says on what; from RUNNING only, by itself. Back to READY by coil__ready, exactly once per park.
- *   5. ENDED    its function has returned; its stack is given back by the next context that runs. The record stays until
- *               the result was joined, or goes at once where nobody may join it. Then its generation goes up: FREE.
- * A task never leaves its worker, so thread-local pointers stay valid across a park. */
+ *   4. PARKED   `wait` says on what; from RUNNING only, by itself. Back to READY by coil__ready, exactly once
+ * per park.
+ *   5. ENDED    its function has returned; its stack is given back by the next context that runs. The record
+ * stays until the result was joined, or goes at once where nobody may join it. Then its generation goes up:
+ * FREE. A task never leaves its worker, so thread-local pointers stay valid across a park. */
 #ifndef COIL__TASK_H
 #define COIL__TASK_H
 
@@ -39,8 +40,9 @@ enum coil__state { COIL__FREE, COIL__READY, COIL__RUNNING, COIL__PARKED, COIL__E
 
 /* What a parked task waits for; lives on its stack. */
 struct coil__wait {
-    /* Asks for the wait to end early: either queues a cancel (then only the request's own completion readies the task),
-     * or takes the task out of a wait list and readies it. May be called again. NULL: the wait can't be ended early. */
+    /* Asks for the wait to end early: either queues a cancel (then only the request's own completion readies
+     * the task), or takes the task out of a wait list and readies it. May be called again. NULL: the wait
+     * can't be ended early. */
     void (*abort)(struct coil__wait *w);
     struct coil__task *task;
     struct coil__node node; /* in the list of the object waited for, where it has one */
@@ -48,8 +50,8 @@ struct coil__wait {
     const char *what;       /* for reports: "recv", "join" ... */
     int fd;                 /* for reports; -1: none */
     int result;             /* set by whoever readies the task */
-    bool outside;           /* something beyond this worker's tasks can end it: the kernel, a signal, another thread */
-    bool interrupted;       /* a cancel or the deadline has called abort */
+    bool outside; /* something beyond this worker's tasks can end it: the kernel, a signal, another thread */
+    bool interrupted; /* a cancel or the deadline has called abort */
 };
 
 struct coil__task {
@@ -68,7 +70,8 @@ struct coil__task {
     struct coil__stack *stack;
     int64_t since_ns; /* when it parked, by the worker's clock */
 
-    struct coil__timer timer; /* ends a wait at its deadline; may stand in the heap with an old key: see timer.c */
+    struct coil__timer
+        timer; /* ends a wait at its deadline; may stand in the heap with an old key: see timer.c */
     coil_fn *fn;
     void *arg;
     uint64_t gen;
@@ -142,7 +145,8 @@ struct coil__sched {
     uint32_t free_first, free_last; /* FIFO of free slots, linked by next_free; UINT32_MAX: none */
 };
 
-/* The worker of the calling thread; NULL: none. Initial-exec, so that a shared library reads it without a call. */
+/* The worker of the calling thread; NULL: none. Initial-exec, so that a shared library reads it without a
+ * call. */
 extern _Thread_local struct coil__sched *coil__here __attribute__((tls_model("initial-exec")));
 extern _Thread_local bool coil__forked __attribute__((tls_model("initial-exec")));
 
@@ -150,14 +154,15 @@ extern _Thread_local bool coil__forked __attribute__((tls_model("initial-exec"))
 void coil__sched_init(struct coil__sched *s, size_t tasks_max);
 void coil__sched_free(struct coil__sched *s);
 
-/* Gives the worker to ready tasks, from its loop, for at most `resumes` of them and until turn_ends_ns; says how many there
- * were. */
+/* Gives the worker to ready tasks, from its loop, for at most `resumes` of them and until turn_ends_ns; says
+ * how many there were. */
 uint32_t coil__sched_run(struct coil__sched *s, uint32_t resumes);
 /* What waited for the next turn becomes ready. */
 void coil__sched_next_turn(struct coil__sched *s);
 
 /* A new task, READY. 0, -ENOMEM, -EAGAIN, -EINVAL. */
-int coil__task_new(struct coil__sched *s, const coil_spawn_opts *o, coil_fn *fn, void *arg, struct coil__task **out);
+int coil__task_new(struct coil__sched *s, const coil_spawn_opts *o, coil_fn *fn, void *arg,
+                   struct coil__task **out);
 /* An ended task's record goes back to the slab. */
 void coil__task_free(struct coil__task *t);
 coil_task coil__task_handle(const struct coil__task *t);
@@ -168,7 +173,8 @@ struct coil__task *coil__task_find(struct coil__sched *s, coil_task h);
 /* Its name, or "task N" in buf. */
 const char *coil__task_name(const struct coil__task *t, char buf[32]);
 
-/* Ends a wait: its task goes from PARKED to READY. `wait` is set only while PARKED, so one check does for both. */
+/* Ends a wait: its task goes from PARKED to READY. `wait` is set only while PARKED, so one check does for
+ * both. */
 static inline void coil__ready(struct coil__wait *w, int result) {
     struct coil__task *t = w->task;
     CHECK(t->wait == w);
@@ -187,7 +193,8 @@ void coil__step_aside(struct coil__task *t);
 void coil__interrupt(struct coil__task *t);
 
 COLD int coil__refuse(struct coil__task *t);
-/* Why the current task's call was refused or ended early: -ECANCELED before -ETIME; notes whose limit it was. */
+/* Why the current task's call was refused or ended early: -ECANCELED before -ETIME; notes whose limit it was.
+ */
 int coil__stop_error(struct coil__task *t);
 _Noreturn COLD void coil__outside_task(const char *call);
 
@@ -204,8 +211,8 @@ static inline int coil__admit(struct coil__task *t) {
     return coil__refuse(t);
 }
 
-/* Last thing in a [parks] call that finished without parking: gives way after QUICK_MAX of them, so that a task whose
- * data never runs out can't hold the worker. */
+/* Last thing in a [parks] call that finished without parking: gives way after QUICK_MAX of them, so that a
+ * task whose data never runs out can't hold the worker. */
 static inline void coil__charge(struct coil__task *t) {
     if (UNLIKELY(++t->quick >= COIL__QUICK_MAX)) coil__step_aside(t);
 }

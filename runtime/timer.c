@@ -1,6 +1,6 @@
-/* A task's own timer is lazy: when a wait is over, the timer stays in the heap, since the next wait's deadline is most often
- * later or the same. It costs at most one needless wake-up: where it fires too early, it is put at the deadline that
- * holds by then. So a loop of reads under one limit touches the heap once. */
+/* A task's own timer is lazy: when a wait is over, the timer stays in the heap, since the next wait's
+ * deadline is most often later or the same. It costs at most one needless wake-up: where it fires too early,
+ * it is put at the deadline that holds by then. So a loop of reads under one limit touches the heap once. */
 #include "timer.h"
 
 void coil__timer_arm(struct coil__sched *s, struct coil__timer *t, int64_t at_ns) {
@@ -50,7 +50,8 @@ void coil__park_within(struct coil__task *t, struct coil__wait *w, int64_t until
     struct coil__timer *timer = &t->timer;
     w->until_ns = until_ns;
     timer->fire = wait_over;
-    if (!coil__heap_has(&timer->node) || timer->node.key > until_ns) coil__timer_arm(t->sched, timer, until_ns);
+    if (!coil__heap_has(&timer->node) || timer->node.key > until_ns)
+        coil__timer_arm(t->sched, timer, until_ns);
     coil__park(t, w);
 }
 

@@ -1,5 +1,6 @@
 /* The turn. The order of its steps matters:
- *   1. reap          copies results into their records; no user code runs, so the stack stays flat and traces readable
+ *   1. reap          copies results into their records; no user code runs, so the stack stays flat and traces
+ * readable
  *   2. timers        after reap: a result that has come beats a deadline that has passed meanwhile
  *   3. inbox         before the tasks: a cancel from another thread shouldn't wait for a whole round
  *   4. tasks         bounded, or one busy connection would starve accept, timers and everybody's completions
@@ -10,8 +11,8 @@
 #include <pthread.h>
 
 enum {
-    REAP_MAX = 256,         /* completions in one turn */
-    RESUMES_MAX = 128,      /* resumes in one turn */
+    REAP_MAX = 256,    /* completions in one turn */
+    RESUMES_MAX = 128, /* resumes in one turn */
     RESUMES_PER_FLUSH = 64,
     TURN_NS = 200000,   /* tasks in one turn */
     SPIN_TRUST = 8,     /* waits in a row that polling has ended */
@@ -25,7 +26,8 @@ static pthread_mutex_t workers_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct coil__worker *workers;
 static uint32_t last_number;
 
-/* In a child forked while a run was under way, the rings' memory is not even mapped: only exec and _exit may follow. */
+/* In a child forked while a run was under way, the rings' memory is not even mapped: only exec and _exit may
+ * follow. */
 static void in_forked_child(void) {
     coil__forked = workers != NULL;
     coil__here = NULL;
@@ -52,7 +54,8 @@ void coil__worker_join(struct coil__worker *w) {
 void coil__worker_leave(struct coil__worker *w) {
     pthread_mutex_lock(&workers_lock);
     struct coil__worker **at = &workers;
-    while (*at != w) at = &(*at)->next;
+    while (*at != w)
+        at = &(*at)->next;
     *at = w->next;
     pthread_mutex_unlock(&workers_lock);
 }
@@ -60,14 +63,16 @@ void coil__worker_leave(struct coil__worker *w) {
 bool coil__worker_with(uint32_t number, void (*fn)(struct coil__worker *w, void *arg), void *arg) {
     pthread_mutex_lock(&workers_lock);
     struct coil__worker *w = workers;
-    while (w && w->s.worker != number) w = w->next;
+    while (w && w->s.worker != number)
+        w = w->next;
     if (w) fn(w, arg);
     pthread_mutex_unlock(&workers_lock);
     return w != NULL;
 }
 
-/* The worker says that it sleeps and then looks at the inbox; a writer writes and then looks whether it sleeps. Both are
- * sequentially consistent, so at least one of them sees the other, and no letter waits for a sleeping worker. */
+/* The worker says that it sleeps and then looks at the inbox; a writer writes and then looks whether it
+ * sleeps. Both are sequentially consistent, so at least one of them sees the other, and no letter waits for a
+ * sleeping worker. */
 void coil__worker_post(struct coil__worker *w, struct coil__letter *l) {
     coil__inbox_post(&w->inbox, l);
     if (atomic_exchange(&w->sleeping, false)) w->s.driver->ops->wake(w->s.driver);
@@ -116,7 +121,8 @@ static bool work_waits(const struct coil__worker *w) {
     return coil__ring_queue_count(&w->s.ready) || coil__ring_queue_count(&w->s.later);
 }
 
-/* The moment until which there is nothing to do but wait. The slack lets timers that are close share a wake-up. */
+/* The moment until which there is nothing to do but wait. The slack lets timers that are close share a
+ * wake-up. */
 static int64_t next_alarm(const struct coil__worker *w) {
     struct coil__heap_node *first = coil__heap_first(&w->s.timers);
     return first ? coil__add_ns(first->key, w->slack_ns) : COIL__NEVER;
@@ -124,7 +130,8 @@ static int64_t next_alarm(const struct coil__worker *w) {
 
 /* Whether anything could still wake a task of this worker. */
 static bool hopeless(struct coil__worker *w) {
-    return w->s.live && !w->s.outside && !w->external_wakes && !coil__timers_any(&w->s) && coil__inbox_empty(&w->inbox);
+    return w->s.live && !w->s.outside && !w->external_wakes && !coil__timers_any(&w->s) &&
+           coil__inbox_empty(&w->inbox);
 }
 
 /* Polls for at most spin_max. True: something has come or is due, so there is no need to sleep. */
@@ -142,10 +149,11 @@ static bool spin(struct coil__worker *w, int64_t until_ns) {
     return until_ns <= end_ns;
 }
 
-/* Whether to poll before sleeping. Being woken costs about as much as polling for spin_max, so polling pays while work comes
- * sooner than that. How soon it comes can't be told from waits that slept, since those contain the wake-up; so now and
- * then a wait polls to find out. As long as that meets work, every wait does; a miss is followed by ever more waits that
- * don't, so that a worker with little to do spends next to nothing on it. */
+/* Whether to poll before sleeping. Being woken costs about as much as polling for spin_max, so polling pays
+ * while work comes sooner than that. How soon it comes can't be told from waits that slept, since those
+ * contain the wake-up; so now and then a wait polls to find out. As long as that meets work, every wait does;
+ * a miss is followed by ever more waits that don't, so that a worker with little to do spends next to nothing
+ * on it. */
 static bool spin_pays(struct coil__worker *w, int64_t until_ns) {
     if (w->spin_max_ns == 0) return false;
     if (w->spin_skip) {
@@ -180,7 +188,8 @@ static void wait_for_work(struct coil__worker *w) {
 }
 
 static void enter(struct coil__worker *w) {
-    while (!work_waits(w) && hopeless(w)) w->stuck(w); /* comes back once; aborts where that has readied nobody */
+    while (!work_waits(w) && hopeless(w))
+        w->stuck(w); /* comes back once; aborts where that has readied nobody */
     if (work_waits(w) || w->s.live == 0) {
         w->s.driver->ops->enter(w->s.driver, 0);
     } else {

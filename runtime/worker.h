@@ -1,4 +1,5 @@
-/* A worker: an OS thread with one driver, one scheduler and one heap of timers, and the turn that it makes over and over. */
+/* A worker: an OS thread with one driver, one scheduler and one heap of timers, and the turn that it makes
+ * over and over. */
 #ifndef COIL__WORKER_H
 #define COIL__WORKER_H
 
@@ -27,7 +28,8 @@ struct coil__hook {
     void (*run)(struct coil__hook *h);
 };
 
-/* Something that a task made and has to close. What is left when the last task has ended is taken back, and said. */
+/* Something that a task made and has to close. What is left when the last task has ended is taken back, and
+ * said. */
 struct coil__object {
     struct coil__node node;
     const char *what;
@@ -38,9 +40,10 @@ struct coil__worker {
     struct coil__sched s; /* first: coil__here points to it */
     struct coil__op_table ops;
     void (*complete)(struct coil__worker *w, const struct io_uring_cqe *cqes, unsigned n); /* op.c */
-    void (*stuck)(struct coil__worker *w); /* runtime.c: tasks wait, and nothing is left that could wake one */
-    struct coil__list dirty;               /* of coil__hook */
-    struct coil__list objects;             /* of coil__object */
+    void (*stuck)(
+        struct coil__worker *w); /* runtime.c: tasks wait, and nothing is left that could wake one */
+    struct coil__list dirty;     /* of coil__hook */
+    struct coil__list objects;   /* of coil__object */
     struct coil__block_cache blocks;
 
     struct coil__inbox inbox;
@@ -62,8 +65,8 @@ static inline struct coil__worker *coil__worker_of(const struct coil__sched *s) 
     return CONTAINER_OF(s, struct coil__worker, s);
 }
 
-/* Fills in all but the scheduler's stacks, the driver, `complete` and `stuck`. Gives the worker its number, under which other
- * threads find it until coil__worker_leave. */
+/* Fills in all but the scheduler's stacks, the driver, `complete` and `stuck`. Gives the worker its number,
+ * under which other threads find it until coil__worker_leave. */
 void coil__worker_join(struct coil__worker *w);
 void coil__worker_leave(struct coil__worker *w);
 

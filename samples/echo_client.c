@@ -14,7 +14,7 @@ static int client(void *where) {
     int err = coil_dial(&s, where, NULL);
     if (err < 0) return err;
     printf("Send: '%s'\n", text);
-    coil_stream_write(s, text, strlen(text)); /* an error here shows again in close */
+    coil_stream_write(s, text, strlen(text));                   /* an error here shows again in close */
     err = coil_stream_read_exact(s, reply, strlen(text), &got); /* a read that waits sends what was written */
     if (err == 0) printf("Received: '%.*s'\n", (int)got, reply);
     int closed = coil_stream_close(s);

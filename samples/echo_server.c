@@ -2,8 +2,8 @@
  *
  * usage: echo_server [ADDRESS]        (127.0.0.1:8888; also "[::1]:8888", ":8888", "unix:/tmp/echo")
  *
- * SIGINT or SIGTERM ends it politely: no new clients, those that are there have two seconds. A second one, meanwhile, ends it
- * at once. */
+ * SIGINT or SIGTERM ends it politely: no new clients, those that are there have two seconds. A second one,
+ * meanwhile, ends it at once. */
 #include <coil/coil.h>
 #include <signal.h>
 #include <stdio.h>

@@ -1,5 +1,5 @@
-/* What the tests of streams share: connected pairs made with plain calls, bytes that know their place, and seeded
- * random numbers. */
+/* What the tests of streams share: connected pairs made with plain calls, bytes that know their place, and
+ * seeded random numbers. */
 #ifndef STREAM_PAIRS_H
 #define STREAM_PAIRS_H
 
@@ -21,11 +21,11 @@
 #include <unistd.h>
 
 /* A test whose whole body is the main task of a run. */
-#define TaskTest(Suite, Name)                                                        \
-    static int Suite##_##Name##_task(void *arg);                                     \
-    Test(Suite, Name) {                                                              \
+#define TaskTest(Suite, Name)                                                         \
+    static int Suite##_##Name##_task(void *arg);                                      \
+    Test(Suite, Name) {                                                               \
         cr_assert_eq(coil_run(Suite##_##Name##_task, NULL), 0, "the run has failed"); \
-    }                                                                                \
+    }                                                                                 \
     static int Suite##_##Name##_task(void *arg __attribute__((unused)))
 
 enum pair_kind { UNIX_PAIR, TCP_PAIR, PAIR_KINDS };
@@ -40,7 +40,8 @@ static inline bool tcp_pair(int fd[2]) {
     ok = ok && connect(fd[0], (struct sockaddr *)&a, n) == 0;
     fd[1] = ok ? accept(l, NULL, NULL) : -1;
     close(l);
-    for (int i = 0; i < 2; i++) setsockopt(fd[i], IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    for (int i = 0; i < 2; i++)
+        setsockopt(fd[i], IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     return ok && fd[1] >= 0;
 }
 
@@ -69,11 +70,12 @@ static inline coil_stream *stream_and_peer(enum pair_kind kind, int *peer) {
 static inline void stream_pair(enum pair_kind kind, coil_stream *s[2]) {
     int fd[2];
     make_pair(kind, fd);
-    for (int i = 0; i < 2; i++) s[i] = adopt(fd[i]);
+    for (int i = 0; i < 2; i++)
+        s[i] = adopt(fd[i]);
 }
 
-/* Receive buffers are left alone: on loopback a segment has 64 KiB, and TCP sends none into a smaller window but for the
- * probes of its persist timer, five a second. */
+/* Receive buffers are left alone: on loopback a segment has 64 KiB, and TCP sends none into a smaller window
+ * but for the probes of its persist timer, five a second. */
 static inline void small_send_buffer(int fd) {
     int n = 4096;
     setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &n, sizeof n);
@@ -100,7 +102,8 @@ static inline int join(coil_task t) {
 
 /* Many resumes fit into one turn; a trip through the kernel takes at least one whole turn. */
 static inline void turns(int n) {
-    for (int i = 0; i < n; i++) coil_nop();
+    for (int i = 0; i < n; i++)
+        coil_nop();
 }
 
 /* ---- bytes that know their place ---- */
@@ -110,7 +113,8 @@ static inline unsigned char byte_at(uint64_t pos) {
 }
 
 static inline void fill_from(void *buf, size_t n, uint64_t pos) {
-    for (size_t i = 0; i < n; i++) ((unsigned char *)buf)[i] = byte_at(pos + i);
+    for (size_t i = 0; i < n; i++)
+        ((unsigned char *)buf)[i] = byte_at(pos + i);
 }
 
 /* Index of the first byte that is not in its place; n: none. */
@@ -126,7 +130,8 @@ static inline uint64_t take_plain(int fd, uint64_t pos) {
     static char buf[65536];
     uint64_t begin = pos;
     for (ssize_t n; (n = recv(fd, buf, sizeof buf, MSG_DONTWAIT)) > 0; pos += (uint64_t)n) {
-        cr_expect_eq(wrong_byte(buf, (size_t)n, pos), (size_t)n, "a wrong byte after %llu", (unsigned long long)pos);
+        cr_expect_eq(wrong_byte(buf, (size_t)n, pos), (size_t)n, "a wrong byte after %llu",
+                     (unsigned long long)pos);
     }
     return pos - begin;
 }
@@ -146,8 +151,10 @@ static inline uint64_t take_to_end(int fd, uint64_t pos) {
 /* Fills the socket's buffers up with zeros from outside the stream. */
 static inline void stuff(int fd) {
     static const char zeros[4096];
-    while (send(fd, zeros, sizeof zeros, MSG_DONTWAIT) > 0) continue;
-    while (send(fd, zeros, 1, MSG_DONTWAIT) > 0) continue;
+    while (send(fd, zeros, sizeof zeros, MSG_DONTWAIT) > 0)
+        continue;
+    while (send(fd, zeros, 1, MSG_DONTWAIT) > 0)
+        continue;
 }
 
 /* ---- random numbers ---- */

@@ -324,8 +324,10 @@ Test(addr, a_scope_is_written_by_its_interface_or_its_number) {
     cr_assert_eq(coil_addr_parse(&a, "[fe80::1]:80"), 0);
     for (uint32_t index = 1; index < 100; index++) {
         a.u.in6.sin6_scope_id = index;
-        if (if_indextoname(index, name)) snprintf(expected, sizeof expected, "[fe80::1%%%s]:80", name);
-        else snprintf(expected, sizeof expected, "[fe80::1%%%u]:80", index);
+        if (if_indextoname(index, name))
+            snprintf(expected, sizeof expected, "[fe80::1%%%s]:80", name);
+        else
+            snprintf(expected, sizeof expected, "[fe80::1%%%u]:80", index);
         cr_expect_gt(coil_addr_format(&a, out, sizeof out), 0);
         cr_expect_str_eq(out, expected, "'%s', not '%s'", out, expected);
         cr_expect(parses_and_comes_back(out));
@@ -380,9 +382,15 @@ Test(addr, damaged_addresses_are_addresses_or_refused) {
         memset(text, 0, sizeof text);
         memcpy(text, from, n);
         switch (noise(&seed) % 3) {
-        case 0: text[at] = (char)noise(&seed); break;
-        case 1: memmove(text + at, text + at + 1, n - at + (at < n ? 0 : 1)); break;
-        default: memmove(text + at + 1, text + at, n - at); break;
+        case 0:
+            text[at] = (char)noise(&seed);
+            break;
+        case 1:
+            memmove(text + at, text + at + 1, n - at + (at < n ? 0 : 1));
+            break;
+        default:
+            memmove(text + at + 1, text + at, n - at);
+            break;
         }
         parses_and_comes_back(text);
     }

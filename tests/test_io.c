@@ -26,7 +26,8 @@ static void run(coil_fn *fn) {
 }
 
 static void turns(void) {
-    for (int i = 0; i < 3; i++) cr_expect_eq(coil_nop(), 0);
+    for (int i = 0; i < 3; i++)
+        cr_expect_eq(coil_nop(), 0);
 }
 
 static int join(coil_task t) {
@@ -83,8 +84,10 @@ static void set_nonblocking(int fd, bool on) {
 static void fill(int fd) {
     static char zeros[65536];
     set_nonblocking(fd, true);
-    while (write(fd, zeros, sizeof zeros) > 0) continue;
-    while (write(fd, zeros, 1) > 0) continue;
+    while (write(fd, zeros, sizeof zeros) > 0)
+        continue;
+    while (write(fd, zeros, 1) > 0)
+        continue;
     set_nonblocking(fd, false);
 }
 
@@ -92,7 +95,8 @@ static size_t drain(int fd) {
     static char buf[65536];
     size_t sum = 0;
     set_nonblocking(fd, true);
-    for (ssize_t n; (n = read(fd, buf, sizeof buf)) > 0;) sum += (size_t)n;
+    for (ssize_t n; (n = read(fd, buf, sizeof buf)) > 0;)
+        sum += (size_t)n;
     set_nonblocking(fd, false);
     return sum;
 }
@@ -126,7 +130,8 @@ static int bad_sockets(void *arg) {
     static char big[70000];
     char buf[4];
     struct msghdr m = {0};
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(9), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in to = {
+        .sin_family = AF_INET, .sin_port = htons(9), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     struct iovec iov = {big, sizeof big};
     make_pipe(p);
     make_pair(s);
@@ -170,7 +175,8 @@ static int dont_wait(void *arg) {
         struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1};
         make_pair(fd);
         fill(fd[1]);
-        for (int i = 0; i < 2; i++) set_nonblocking(fd[i], nonblocking);
+        for (int i = 0; i < 2; i++)
+            set_nonblocking(fd[i], nonblocking);
         cr_expect_eq(coil_recv(fd[1], buf, 4, MSG_DONTWAIT), -EAGAIN);
         cr_expect_eq(coil_recvmsg(fd[1], &m, MSG_DONTWAIT), -EAGAIN);
         cr_expect_eq(coil_send(fd[1], buf, 4, MSG_DONTWAIT), -EAGAIN);
@@ -190,14 +196,17 @@ static int messages(void *arg) {
     int fd[2], p[2], passed;
     char a[3] = "", b[8] = "", control[CMSG_SPACE(sizeof(int))] = {0}, c;
     struct iovec out[2] = {{"abc", 3}, {"defg", 4}}, in[2] = {{a, 3}, {b, 8}};
-    struct msghdr m = {.msg_iov = out, .msg_iovlen = 2, .msg_control = control, .msg_controllen = sizeof control};
+    struct msghdr m = {
+        .msg_iov = out, .msg_iovlen = 2, .msg_control = control, .msg_controllen = sizeof control};
     make_pair(fd);
     make_pipe(p);
     struct cmsghdr *h = CMSG_FIRSTHDR(&m);
-    *h = (struct cmsghdr){.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof(int))};
+    *h = (struct cmsghdr){
+        .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof(int))};
     memcpy(CMSG_DATA(h), &p[0], sizeof(int));
     cr_expect_eq(coil_sendmsg(fd[0], &m, 0), 7);
-    m = (struct msghdr){.msg_iov = in, .msg_iovlen = 2, .msg_control = control, .msg_controllen = sizeof control};
+    m = (struct msghdr){
+        .msg_iov = in, .msg_iovlen = 2, .msg_control = control, .msg_controllen = sizeof control};
     cr_expect_eq(coil_recvmsg(fd[1], &m, MSG_CMSG_CLOEXEC), 7);
     cr_expect(memcmp(a, "abc", 3) == 0 && memcmp(b, "defg", 4) == 0, "the pieces");
     h = CMSG_FIRSTHDR(&m);
@@ -275,7 +284,8 @@ enum { LARGE = 3 << 20 };
 static int sends_large(void *arg) {
     const int *fd = arg;
     char *data = malloc(LARGE);
-    for (size_t i = 0; i < LARGE; i++) data[i] = (char)(i * 7 + (i >> 11));
+    for (size_t i = 0; i < LARGE; i++)
+        data[i] = (char)(i * 7 + (i >> 11));
     size_t sent = 0;
     for (ssize_t n; sent < LARGE; sent += (size_t)n) {
         n = coil_send(*fd, data + sent, LARGE - sent, 0);
@@ -690,7 +700,8 @@ Test(io, a_connect_that_is_not_answered_ends_by_cancel_or_limit) {
 static int bad_accepts(void *arg) {
     (void)arg;
     struct sockaddr_in a;
-    int l = listener(&a, 4), plain = socket_of(AF_INET, SOCK_STREAM), udp = socket_of(AF_INET, SOCK_DGRAM), p[2];
+    int l = listener(&a, 4), plain = socket_of(AF_INET, SOCK_STREAM), udp = socket_of(AF_INET, SOCK_DGRAM),
+        p[2];
     make_pipe(p);
     cr_expect_eq(coil_accept(plain, NULL, NULL, 0), -EINVAL);
     cr_expect_eq(coil_accept(l, NULL, NULL, 1 << 30), -EINVAL);
@@ -717,7 +728,8 @@ static int no_descriptor_left(void *arg) {
     getrlimit(RLIMIT_NOFILE, &was);
     none = (struct rlimit){3, was.rlim_max};
     setrlimit(RLIMIT_NOFILE, &none);
-    for (int i = 0; i < 3; i++) cr_expect_eq(coil_accept(l, NULL, NULL, 0), -EMFILE);
+    for (int i = 0; i < 3; i++)
+        cr_expect_eq(coil_accept(l, NULL, NULL, 0), -EMFILE);
     setrlimit(RLIMIT_NOFILE, &was);
     int got = coil_accept(l, NULL, NULL, 0);
     cr_expect_geq(got, 0, "the connection was lost: %d", got);
@@ -810,7 +822,8 @@ static int nops(void *arg) {
     (void)arg;
     coil_stats a, b;
     coil_stats_get(&a);
-    for (int i = 0; i < 100; i++) cr_expect_eq(coil_nop(), 0);
+    for (int i = 0; i < 100; i++)
+        cr_expect_eq(coil_nop(), 0);
     coil_stats_get(&b);
     cr_expect_eq(b.ops - a.ops, 100);
     cr_expect_eq(b.completions - a.completions, 100);
@@ -888,24 +901,37 @@ Test(io, a_refused_call_does_nothing_and_gives_the_others_a_turn) {
 static int outside(void *arg) {
     char c = 0;
     switch (*(int *)arg) {
-    case 0: return (int)coil_recv(0, &c, 1, 0);
-    case 1: return (int)coil_send(0, &c, 1, 0);
-    case 2: return (int)coil_recvmsg(0, &(struct msghdr){0}, 0);
-    case 3: return (int)coil_sendmsg(0, &(struct msghdr){0}, 0);
-    case 4: return (int)coil_read(0, &c, 1, -1);
-    case 5: return (int)coil_write(0, &c, 1, -1);
-    case 6: return coil_accept(0, NULL, NULL, 0);
-    case 7: return coil_connect(0, NULL, 0);
-    case 8: return coil_poll(0, POLLIN);
-    case 9: return coil_shutdown(0, SHUT_WR);
-    case 10: return coil_nop();
-    default: return coil_close(0);
+    case 0:
+        return (int)coil_recv(0, &c, 1, 0);
+    case 1:
+        return (int)coil_send(0, &c, 1, 0);
+    case 2:
+        return (int)coil_recvmsg(0, &(struct msghdr){0}, 0);
+    case 3:
+        return (int)coil_sendmsg(0, &(struct msghdr){0}, 0);
+    case 4:
+        return (int)coil_read(0, &c, 1, -1);
+    case 5:
+        return (int)coil_write(0, &c, 1, -1);
+    case 6:
+        return coil_accept(0, NULL, NULL, 0);
+    case 7:
+        return coil_connect(0, NULL, 0);
+    case 8:
+        return coil_poll(0, POLLIN);
+    case 9:
+        return coil_shutdown(0, SHUT_WR);
+    case 10:
+        return coil_nop();
+    default:
+        return coil_close(0);
     }
 }
 
 Test(io, outside_a_task_each_call_stops_with_its_name) {
-    static const char *const names[] = {"coil_recv:",   "coil_send:", "coil_recvmsg:",  "coil_sendmsg:",
-                                        "coil_read:",   "coil_write:", "coil_accept:",  "coil_connect:",
-                                        "coil_poll:",   "coil_shutdown:", "coil_nop:",  "coil_close:"};
-    for (int i = 0; i < 12; i++) cr_expect(check_aborts(outside, &i, names[i]), "%s", names[i]);
+    static const char *const names[] = {
+        "coil_recv:",   "coil_send:",    "coil_recvmsg:", "coil_sendmsg:",  "coil_read:", "coil_write:",
+        "coil_accept:", "coil_connect:", "coil_poll:",    "coil_shutdown:", "coil_nop:",  "coil_close:"};
+    for (int i = 0; i < 12; i++)
+        cr_expect(check_aborts(outside, &i, names[i]), "%s", names[i]);
 }

@@ -1,6 +1,6 @@
 /* Requests of tasks and of objects: who owns them, who wins, and what a close does to them. */
-#include "op.h"
 #include "caps.h"
+#include "op.h"
 
 #include "check.h"
 
@@ -34,9 +34,11 @@ static void close_pair(const int fd[2]) {
     close(fd[1]);
 }
 
-/* Two turns: what was queued in the first has been submitted, and what has completed by then has been reaped. */
+/* Two turns: what was queued in the first has been submitted, and what has completed by then has been reaped.
+ */
 static void turns(void) {
-    for (int i = 0; i < 2; i++) cr_expect_eq(coil_nop(), 0);
+    for (int i = 0; i < 2; i++)
+        cr_expect_eq(coil_nop(), 0);
 }
 
 static int join(coil_task t) {
@@ -98,7 +100,8 @@ static int cancelled_once(void *arg) {
     cr_expect_eq(coil_spawn(&t, reads_one, &r), 0);
     turns();
     uint64_t cancels = worker()->stats.cancels;
-    for (int i = 0; i < 3; i++) cr_expect_eq(coil_cancel(t), 0);
+    for (int i = 0; i < 3; i++)
+        cr_expect_eq(coil_cancel(t), 0);
     cr_expect_eq(worker()->ops.live, 1, "it is the kernel's until the completion");
     cr_expect_eq(worker()->stats.cancels, cancels + 1, "asked once");
     cr_expect_eq(join(t), -ECANCELED);
@@ -141,7 +144,8 @@ static int cancels_before_other_requests(void *arg) {
     struct reader r = {.fd = fd[0]}, o = {.fd = fd[0]};
     cr_expect_eq(coil_spawn(&cancelled, reads_one, &r), 0);
     turns();
-    /* One receive on a socket at a time would be undefined; but the other one is only submitted after the cancel. */
+    /* One receive on a socket at a time would be undefined; but the other one is only submitted after the
+     * cancel. */
     cr_expect_eq(coil_spawn(&other, reads_one, &o), 0);
     coil_yield();
     cr_expect_eq(coil_cancel(cancelled), 0);
@@ -149,7 +153,8 @@ static int cancels_before_other_requests(void *arg) {
     int first = join(cancelled);
     if (first == 1) cr_expect_eq(write(fd[1], "y", 1), 1);
     cr_expect_eq(join(other), 1);
-    cr_expect(first == 1 ? r.byte == 'x' && o.byte == 'y' : first == -ECANCELED && o.byte == 'x', "%d", first);
+    cr_expect(first == 1 ? r.byte == 'x' && o.byte == 'y' : first == -ECANCELED && o.byte == 'x', "%d",
+              first);
     close_pair(fd);
     return 0;
 }
@@ -199,7 +204,8 @@ static int late_cancels(void *arg) {
         struct io_uring_cqe late = {.user_data = old | COIL__TAG_CANCEL, .res = res};
         coil__ops_complete(worker(), &late, 1);
     }
-    cr_expect(o.op.live && !o.op.cancelling && o.calls == 1, "a late completion of a cancel has hit the next request");
+    cr_expect(o.op.live && !o.op.cancelling && o.calls == 1,
+              "a late completion of a cancel has hit the next request");
     coil__op_abort(worker(), &o.op);
     turns();
     cr_expect(o.ended && o.last_res == -ECANCELED && o.calls == 2, "%d", o.last_res);
@@ -316,7 +322,8 @@ static int crowd(void *arg) {
     struct crowd *c = arg;
     enum { N = 800 };
     COIL_GROUP(g);
-    for (int i = 0; i < N; i++) cr_expect_eq(coil_group_spawn(&g, one_of_the_crowd, c), 0);
+    for (int i = 0; i < N; i++)
+        cr_expect_eq(coil_group_spawn(&g, one_of_the_crowd, c), 0);
     unsigned sent = 0;
     for (int i = 0; i < N; i++) {
         unsigned char byte = (unsigned char)(i * 7);
@@ -356,10 +363,13 @@ static int cancel_storm(void *arg) {
         cr_expect_eq(coil__op_begin(worker(), &all[i].op), 0);
         if (i == N / 2) turns();
     }
-    for (unsigned i = 0; i < N; i++) coil__op_abort(worker(), &all[i].op);
-    while (worker()->ops.live) turns();
+    for (unsigned i = 0; i < N; i++)
+        coil__op_abort(worker(), &all[i].op);
+    while (worker()->ops.live)
+        turns();
     for (unsigned i = 0; i < N; i++) {
-        cr_expect(all[i].calls == 1 && all[i].last_res == -ECANCELED, "%u: %d, %d", i, all[i].calls, all[i].last_res);
+        cr_expect(all[i].calls == 1 && all[i].last_res == -ECANCELED, "%u: %d, %d", i, all[i].calls,
+                  all[i].last_res);
     }
     close_pair(fd);
     return 0;
@@ -433,7 +443,8 @@ static int close_with_all(void *arg) {
     }
     coil_yield();
     cr_expect_eq(coil_close(fd[0]), 0);
-    for (int i = 0; i < 8; i++) cr_expect_eq(join(t[i]), -EBADF, "%d", i);
+    for (int i = 0; i < 8; i++)
+        cr_expect_eq(join(t[i]), -EBADF, "%d", i);
     cr_expect_eq(coil_close(fd[0]), -EBADF, "it is closed already");
     close(fd[1]);
     return 0;
@@ -574,11 +585,11 @@ enum { RACERS = 40 };
 struct racer;
 
 struct race {
-    void (*open)(struct racer *r);  /* once */
-    void (*begin)(struct racer *r); /* each round, before its task starts */
-    int (*call)(struct racer *r);   /* in its task */
-    void (*event)(struct racer *r); /* what lets the call succeed */
-    void (*tease)(struct racer *r); /* what wakes it up for nothing; may be NULL */
+    void (*open)(struct racer *r);          /* once */
+    void (*begin)(struct racer *r);         /* each round, before its task starts */
+    int (*call)(struct racer *r);           /* in its task */
+    void (*event)(struct racer *r);         /* what lets the call succeed */
+    void (*tease)(struct racer *r);         /* what wakes it up for nothing; may be NULL */
     const char *(*settle)(struct racer *r); /* after the round: what is wrong, or NULL */
     void (*close)(struct racer *r);
 };
@@ -656,7 +667,8 @@ static void act(struct racer *r, unsigned step) {
     if (event) event_of(r);
 }
 
-/* 0: before it runs. 1: it has run, its request is queued. 2: submitted. 3: some time later, from a timer. 4: the end. */
+/* 0: before it runs. 1: it has run, its request is queued. 2: submitted. 3: some time later, from a timer. 4:
+ * the end. */
 static void pass_to(unsigned step) {
     if (step == 1) coil_yield();
     if (step == 2) coil_nop();
@@ -675,10 +687,12 @@ static const char *judge(struct racer *r) {
 }
 
 static void batch(void) {
-    for (int i = 0; i < RACERS; i++) start_racer(&state.racers[i]);
+    for (int i = 0; i < RACERS; i++)
+        start_racer(&state.racers[i]);
     for (unsigned step = 0; step < 5; step++) {
         pass_to(step);
-        for (int i = 0; i < RACERS; i++) act(&state.racers[i], step);
+        for (int i = 0; i < RACERS; i++)
+            act(&state.racers[i], step);
     }
     for (int i = 0; i < RACERS; i++) {
         struct racer *r = &state.racers[i];
@@ -687,8 +701,8 @@ static void batch(void) {
         if (!wrong) continue;
         state.failures++;
         cr_expect_fail("%s: seed %llu, result %d, second %d, event %d, steps %u %u, limit %lld", wrong,
-                       (unsigned long long)state.first_seed, r->result, r->second, r->happened, r->cancel_step,
-                       r->event_step, (long long)r->limit_ns);
+                       (unsigned long long)state.first_seed, r->result, r->second, r->happened,
+                       r->cancel_step, r->event_step, (long long)r->limit_ns);
     }
     coil_nop();
     cr_expect_eq(worker()->ops.live, 0, "requests are left");
@@ -696,7 +710,8 @@ static void batch(void) {
 
 static int race_task(void *arg) {
     const int *rounds = arg;
-    for (int i = 0; i < *rounds && !state.failures; i += RACERS) batch();
+    for (int i = 0; i < *rounds && !state.failures; i += RACERS)
+        batch();
     return 0;
 }
 
@@ -721,10 +736,11 @@ static void race(const struct race *kind, bool deadline) {
         cr_expect_leq(check_map_count(), maps + 2, "mappings");
         cr_expect_leq(check_rss_kb(), rss_kb + 1024, "memory");
     }
-    for (int i = 0; i < RACERS; i++) kind->close(&state.racers[i]);
+    for (int i = 0; i < RACERS; i++)
+        kind->close(&state.racers[i]);
     cr_expect_eq(check_fd_count(), before, "descriptors after closing");
-    cr_expect(state.won > rounds / 50 && state.lost > rounds / 50, "it was no race: %d won, %d lost", state.won,
-              state.lost);
+    cr_expect(state.won > rounds / 50 && state.lost > rounds / 50, "it was no race: %d won, %d lost",
+              state.won, state.lost);
 }
 
 static void nothing(struct racer *r) {
@@ -757,8 +773,8 @@ static void recv_event(struct racer *r) {
     cr_expect_eq(send(r->peer, "x", 1, MSG_DONTWAIT), 1);
 }
 
-/* A byte that comes and is gone again before the request looks at it; unless the request was quicker, as it may be where
- * completions are made at any system call. */
+/* A byte that comes and is gone again before the request looks at it; unless the request was quicker, as it
+ * may be where completions are made at any system call. */
 static void recv_tease(struct racer *r) {
     char byte;
     cr_expect_eq(send(r->peer, "x", 1, MSG_DONTWAIT), 1);
@@ -777,7 +793,8 @@ static const char *recv_settle(struct racer *r) {
     return NULL;
 }
 
-static const struct race recv_race = {pair_open, recv_begin, recv_call, recv_event, recv_tease, recv_settle, pair_close};
+static const struct race recv_race = {pair_open,  recv_begin,  recv_call, recv_event,
+                                      recv_tease, recv_settle, pair_close};
 
 Test(op_race, cancel_against_receive_has_one_outcome_and_loses_no_byte) {
     race(&recv_race, false);
@@ -800,7 +817,8 @@ static void send_begin(struct racer *r) {
     static char filler[256];
     memset(filler, 'f', sizeof filler);
     r->filler = 0;
-    for (ssize_t n; (n = send(r->fd, filler, sizeof filler, MSG_DONTWAIT)) > 0;) r->filler += (size_t)n;
+    for (ssize_t n; (n = send(r->fd, filler, sizeof filler, MSG_DONTWAIT)) > 0;)
+        r->filler += (size_t)n;
 }
 
 static int send_call(struct racer *r) {
@@ -812,7 +830,8 @@ static int send_call(struct racer *r) {
 /* Counts what arrives, up to `max` bytes. */
 static void take(struct racer *r, size_t max, size_t *fillers, size_t *sent) {
     char buf[4096];
-    for (ssize_t n; max && (n = recv(r->peer, buf, MIN(sizeof buf, max), MSG_DONTWAIT)) > 0; max -= (size_t)n) {
+    for (ssize_t n; max && (n = recv(r->peer, buf, MIN(sizeof buf, max), MSG_DONTWAIT)) > 0;
+         max -= (size_t)n) {
         for (ssize_t i = 0; i < n; i++) {
             *fillers += buf[i] == 'f';
             *sent += buf[i] == 's';
@@ -836,7 +855,8 @@ static const char *send_settle(struct racer *r) {
     return NULL;
 }
 
-static const struct race send_race = {send_open, send_begin, send_call, send_event, NULL, send_settle, pair_close};
+static const struct race send_race = {send_open, send_begin,  send_call, send_event,
+                                      NULL,      send_settle, pair_close};
 
 Test(op_race, cancel_against_send_has_one_outcome_and_tells_every_byte) {
     race(&send_race, false);
@@ -853,7 +873,8 @@ static void listener_open(struct racer *r) {
     struct sockaddr_un un = {.sun_family = AF_UNIX};
     bool tcp = (r - state.racers) % 2 == 0 || state.race->event == nothing;
     r->listener = socket(tcp ? AF_INET : AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    cr_expect_eq(bind(r->listener, tcp ? (void *)&in : (void *)&un, tcp ? sizeof in : sizeof(sa_family_t)), 0);
+    cr_expect_eq(bind(r->listener, tcp ? (void *)&in : (void *)&un, tcp ? sizeof in : sizeof(sa_family_t)),
+                 0);
     cr_expect_eq(listen(r->listener, 16), 0);
     r->addr_len = sizeof r->addr;
     cr_expect_eq(getsockname(r->listener, (struct sockaddr *)&r->addr, &r->addr_len), 0);
@@ -906,7 +927,7 @@ static const char *accept_settle(struct racer *r) {
     return NULL;
 }
 
-static const struct race accept_race = {listener_open, accept_begin, accept_call,   accept_event,
+static const struct race accept_race = {listener_open, accept_begin,  accept_call,   accept_event,
                                         NULL,          accept_settle, listener_close};
 
 Test(op_race, cancel_against_accept_has_one_outcome_and_loses_no_connection) {
@@ -948,11 +969,13 @@ static const char *connect_settle(struct racer *r) {
     if (r->result == 0 && r->peer < 0) {
         int fd = accept_waiting(r->listener, 5000);
         if (fd < 0) wrong = "a connection was lost";
-        if (fd >= 0 && (send(r->fd, "c", 1, 0) != 1 || recv(fd, &byte, 1, 0) != 1)) wrong = "it does not work";
+        if (fd >= 0 && (send(r->fd, "c", 1, 0) != 1 || recv(fd, &byte, 1, 0) != 1))
+            wrong = "it does not work";
         if (fd >= 0) close(fd);
     }
     close(r->fd);
-    for (int fd; r->peer < 0 && (fd = accept_waiting(r->listener, 0)) >= 0;) close(fd);
+    for (int fd; r->peer < 0 && (fd = accept_waiting(r->listener, 0)) >= 0;)
+        close(fd);
     return wrong;
 }
 

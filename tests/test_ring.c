@@ -1,7 +1,8 @@
-/* The io_uring driver alone, without tasks. Two functions of liburing are replaced by ones that can play another kernel:
- * one that knows fewer flags, has less locked memory, or answers a submit with what real ones answer under pressure. */
-#include "ring.h"
+/* The io_uring driver alone, without tasks. Two functions of liburing are replaced by ones that can play
+ * another kernel: one that knows fewer flags, has less locked memory, or answers a submit with what real ones
+ * answer under pressure. */
 #include "caps.h"
+#include "ring.h"
 
 #include "check.h"
 
@@ -32,12 +33,14 @@ static struct {
     unsigned entries_max;   /* completions that it has memory for; 0: no limit */
     int setup_error;
     unsigned setups, flags, cq; /* how often it was asked, and what for the last time */
-    /* Looks at an enter before the real kernel does: may change the number of requests, or fail by a result < 0. */
+    /* Looks at an enter before the real kernel does: may change the number of requests, or fail by a result <
+     * 0. */
     int (*on_enter)(unsigned *to_submit, unsigned wait_nr);
 } kernel;
 
 int io_uring_queue_init_params(unsigned entries, struct io_uring *u, struct io_uring_params *p) {
-    int (*real)(unsigned, struct io_uring *, struct io_uring_params *) = dlsym(RTLD_NEXT, "io_uring_queue_init_params");
+    int (*real)(unsigned, struct io_uring *, struct io_uring_params *) =
+        dlsym(RTLD_NEXT, "io_uring_queue_init_params");
     kernel.setups++;
     kernel.flags = p->flags;
     kernel.cq = p->cq_entries;
@@ -67,7 +70,8 @@ static int64_t now_ns(void) {
 }
 
 static struct coil__ring_opts options(unsigned sq, unsigned cq) {
-    struct coil__ring_opts o = {.sq_entries = sq, .cq_entries = cq, .pool_buffers = 8, .pool_buffer_size = 64};
+    struct coil__ring_opts o = {
+        .sq_entries = sq, .cq_entries = cq, .pool_buffers = 8, .pool_buffer_size = 64};
     cr_assert_eq(coil__caps_parse(getenv("COIL_CAPS"), &o.caps_unused, NULL), 0, "COIL_CAPS");
     return o;
 }
@@ -194,25 +198,44 @@ static void works_without_waiting(struct coil__driver *d, const char *what) {
         d->ops->enter(d, 0);
         n = d->ops->reap(d, &cqe, 1);
     }
-    cr_assert(n == 1 && cqe.user_data == tag(1) && cqe.res == 1 && byte == 'x', "%s: %u completions, res %d", what, n,
-              cqe.res);
+    cr_assert(n == 1 && cqe.user_data == tag(1) && cqe.res == 1 && byte == 'x', "%s: %u completions, res %d",
+              what, n, cqe.res);
     close_pair(fd);
 }
 
 static const char *const tiers[] = {
-    "",          "all",       "5.10",     "5.11",       "5.13",         "5.18",
-    "5.19",      "6.0",       "6.1",      "ext_arg",    "shutdown",     "poll_multishot",
-    "submit_all", "ring_fd",  "buf_ring", "coop_taskrun", "single_issuer", "recv_multishot",
-    "defer_taskrun", "coop_taskrun,single_issuer", "recv_multishot,accept_multishot,poll_multishot",
+    "",
+    "all",
+    "5.10",
+    "5.11",
+    "5.13",
+    "5.18",
+    "5.19",
+    "6.0",
+    "6.1",
+    "ext_arg",
+    "shutdown",
+    "poll_multishot",
+    "submit_all",
+    "ring_fd",
+    "buf_ring",
+    "coop_taskrun",
+    "single_issuer",
+    "recv_multishot",
+    "defer_taskrun",
+    "coop_taskrun,single_issuer",
+    "recv_multishot,accept_multishot,poll_multishot",
 };
 
 Test(ring, each_forced_tier_uses_what_is_left_and_nothing_else) {
     uint64_t all = all_caps();
     for (unsigned i = 0; i < ARRAY_SIZE(tiers); i++) {
-        struct coil__ring_opts o = {.sq_entries = 8, .cq_entries = 32, .pool_buffers = 8, .pool_buffer_size = 64};
+        struct coil__ring_opts o = {
+            .sq_entries = 8, .cq_entries = 32, .pool_buffers = 8, .pool_buffer_size = 64};
         cr_assert_eq(coil__caps_parse(tiers[i], &o.caps_unused, NULL), 0, "%s", tiers[i]);
         struct coil__driver *d = open_with(&o);
-        cr_expect_eq(d->caps, caps_without(all, o.caps_unused), "%s: %#llx", tiers[i], (unsigned long long)d->caps);
+        cr_expect_eq(d->caps, caps_without(all, o.caps_unused), "%s: %#llx", tiers[i],
+                     (unsigned long long)d->caps);
         cr_expect_eq(kernel.flags, flags_for(d->caps), "%s: flags %#x", tiers[i], kernel.flags);
         cr_expect_eq(d->pool.base != NULL, has(d, CAP(RECV_MULTI)), "%s: pool", tiers[i]);
         cr_expect_eq(descriptors_called("[timerfd]"), !has(d, CAP(EXT_ARG)), "%s: timerfd", tiers[i]);
@@ -225,7 +248,8 @@ Test(ring, an_older_kernel_gets_the_best_flags_it_knows) {
     static const unsigned unknown[] = {
         IORING_SETUP_DEFER_TASKRUN,
         IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SINGLE_ISSUER,
-        IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+        IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN |
+            IORING_SETUP_TASKRUN_FLAG,
         IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN |
             IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL,
     };
@@ -237,10 +261,12 @@ Test(ring, an_older_kernel_gets_the_best_flags_it_knows) {
     };
     uint64_t all = all_caps();
     for (unsigned i = 0; i < ARRAY_SIZE(unknown); i++) {
-        struct coil__ring_opts o = {.sq_entries = 8, .cq_entries = 32, .pool_buffers = 8, .pool_buffer_size = 64};
+        struct coil__ring_opts o = {
+            .sq_entries = 8, .cq_entries = 32, .pool_buffers = 8, .pool_buffer_size = 64};
         kernel.flags_unknown = unknown[i];
         struct coil__driver *d = open_with(&o);
-        cr_expect_eq(d->caps, caps_without(all, missing[i]), "rung %u: %#llx", i + 1, (unsigned long long)d->caps);
+        cr_expect_eq(d->caps, caps_without(all, missing[i]), "rung %u: %#llx", i + 1,
+                     (unsigned long long)d->caps);
         cr_expect_eq(kernel.flags, flags_for(d->caps), "rung %u: flags %#x", i + 1, kernel.flags);
         works_without_waiting(d, "older kernel");
         destroy(d);
@@ -287,11 +313,12 @@ Test(ring, a_kernel_that_refuses_is_explained) {
     refused(-EINVAL, COIL_ESTART_KERNEL, "Invalid");
 }
 
-/* Locked memory is counted per user, so this needs one that nobody else is. Whether rings count at all depends on the
- * kernel. */
+/* Locked memory is counted per user, so this needs one that nobody else is. Whether rings count at all
+ * depends on the kernel. */
 static int opens_with_memlock(void *arg) {
     const rlim_t *limit = arg;
-    struct coil__ring_opts o = {.sq_entries = 256, .cq_entries = 4096, .pool_buffers = 512, .pool_buffer_size = 4096};
+    struct coil__ring_opts o = {
+        .sq_entries = 256, .cq_entries = 4096, .pool_buffers = 512, .pool_buffer_size = 4096};
     struct coil__driver_error err = {0};
     struct coil__driver *d;
     setrlimit(RLIMIT_MEMLOCK, &(struct rlimit){*limit, *limit});
@@ -366,7 +393,8 @@ Test(ring, eight_places_for_completions_lose_none_of_hundreds) {
     }
     d->ops->enter(d, 0);
     cr_assert_eq(collect(d, cqes, N), N, "completions were lost");
-    for (unsigned i = 0; i < N; i++) cr_assert_eq(cqes[i].user_data, tag(i), "place %u", i);
+    for (unsigned i = 0; i < N; i++)
+        cr_assert_eq(cqes[i].user_data, tag(i), "place %u", i);
     cr_expect_gt(d->stats.cq_overflow, 0, "it never overflowed");
     cr_expect_eq(d->ops->reap(d, cqes, N), 0, "one too many");
     works_without_waiting(d, "after overflow");
@@ -481,8 +509,8 @@ static int busy_and_watching(unsigned *to_submit, unsigned wait_nr) {
     return -EBUSY;
 }
 
-/* A cancel that finds no place must not be slept on. Nothing is ever submitted here, so every enter after the first finds the
- * queue full. */
+/* A cancel that finds no place must not be slept on. Nothing is ever submitted here, so every enter after the
+ * first finds the queue full. */
 Test(ring, no_enter_waits_while_a_cancel_has_no_place) {
     enum { N = 12 };
     struct coil__req reqs[N];
@@ -496,9 +524,11 @@ Test(ring, no_enter_waits_while_a_cancel_has_no_place) {
         d->ops->queue(d, &reqs[i]);
     }
     d->ops->enter(d, 0);
-    for (unsigned i = 0; i < N; i++) d->ops->cancel(d, &reqs[i]);
+    for (unsigned i = 0; i < N; i++)
+        d->ops->cancel(d, &reqs[i]);
     kernel.on_enter = busy_and_watching;
-    for (int i = 0; i < 5; i++) d->ops->enter(d, COIL__NEVER);
+    for (int i = 0; i < 5; i++)
+        d->ops->enter(d, COIL__NEVER);
     cr_expect_eq(waits_seen, 0, "it waited");
     cr_expect(coil__node_linked(&reqs[N - 1].node), "the last cancel has found a place");
     kernel.on_enter = NULL;
@@ -545,7 +575,8 @@ Test(ring, a_cancelled_request_ends_by_its_own_completion) {
     d->ops->cancel(d, &r);
     cr_expect(coil__node_linked(&r.node), "a pending cancel is on the list");
     cr_assert_eq(collect(d, cqes, 2), 2);
-    const struct io_uring_cqe *own = of_tag(cqes, 2, tag(1)), *cancel = of_tag(cqes, 2, tag(1) | COIL__TAG_CANCEL);
+    const struct io_uring_cqe *own = of_tag(cqes, 2, tag(1)),
+                              *cancel = of_tag(cqes, 2, tag(1) | COIL__TAG_CANCEL);
     cr_assert(own && cancel, "both tell");
     cr_expect_eq(own->res, -ECANCELED, "%d", own->res);
     cr_expect_eq(cancel->res, 0, "%d", cancel->res);
@@ -585,8 +616,10 @@ Test(ring, cancels_go_in_before_the_requests_that_were_queued_earlier) {
     d->ops->cancel(d, &r);
     cr_assert_eq(collect(d, cqes, NOPS + 2), NOPS + 2);
     unsigned cancel = 0, first_nop = 0;
-    while (cqes[cancel].user_data != (tag(1) | COIL__TAG_CANCEL)) cancel++;
-    while (cqes[first_nop].user_data != tag(10)) first_nop++;
+    while (cqes[cancel].user_data != (tag(1) | COIL__TAG_CANCEL))
+        cancel++;
+    while (cqes[first_nop].user_data != tag(10))
+        first_nop++;
     cr_expect_lt(cancel, first_nop, "the cancel came at %u, the first nop at %u", cancel, first_nop);
     destroy(d);
     close_pair(fd);
@@ -604,7 +637,8 @@ Test(ring, it_can_be_destroyed_with_cancels_unread) {
             d->ops->queue(d, &reqs[i]);
             cr_assert_eq(collect(d, &cqe, 1), 1);
         }
-        for (unsigned i = 0; i < unread; i++) d->ops->cancel(d, &reqs[i]);
+        for (unsigned i = 0; i < unread; i++)
+            d->ops->cancel(d, &reqs[i]);
         d->ops->enter(d, 0);
         destroy(d);
     }
@@ -630,7 +664,8 @@ Test(ring, a_limit_that_is_over_and_a_limit_of_zero_do_not_wait) {
     struct coil__req r = nop(1);
     d->ops->enter(d, 0);
     d->ops->enter(d, 1);
-    while (d->ops->reap(d, &cqe, 1)) continue;
+    while (d->ops->reap(d, &cqe, 1))
+        continue;
     d->ops->enter(d, now_ns() - 1);
     d->ops->reap(d, &cqe, 1);
     d->ops->queue(d, &r);
@@ -710,7 +745,8 @@ Test(ring, a_storm_of_signals_delays_no_limit_and_loses_no_completion) {
             if (i % 2) d->ops->enter(d, 0);
             d->ops->queue(d, &w);
             cr_assert_eq(collect(d, two, 2), 2, "round %d", i);
-            cr_assert(two[0].res == 1 && two[1].res == 1 && byte == sent, "round %d: %d %d", i, two[0].res, two[1].res);
+            cr_assert(two[0].res == 1 && two[1].res == 1 && byte == sent, "round %d: %d %d", i, two[0].res,
+                      two[1].res);
         }
     }
     storm(0, 0);
@@ -730,8 +766,10 @@ struct waker {
 static void *wakes(void *arg) {
     struct waker *w = arg;
     for (int i = 1; i <= w->rounds; i++) {
-        while (atomic_load(&w->asked) < i) sched_yield();
-        for (volatile int spin = i * 37 % 500; spin > 0; spin--) continue;
+        while (atomic_load(&w->asked) < i)
+            sched_yield();
+        for (volatile int spin = i * 37 % 500; spin > 0; spin--)
+            continue;
         atomic_store(&w->done, i);
         w->d->ops->wake(w->d);
     }
@@ -759,7 +797,8 @@ Test(ring, a_wake_up_before_the_wait_ends_it) {
     struct io_uring_cqe cqe;
     struct coil__driver *d = open_ring(8, 32);
     for (int i = 0; i < 200; i++) {
-        for (int k = 0; k <= i % 3; k++) d->ops->wake(d);
+        for (int k = 0; k <= i % 3; k++)
+            d->ops->wake(d);
         d->ops->enter(d, COIL__NEVER);
         while (d->ops->ready(d)) {
             cr_assert_eq(d->ops->reap(d, &cqe, 1), 0);
@@ -801,7 +840,8 @@ Test(ring, nothing_to_do_makes_no_system_call) {
         d->ops->enter(d, 0);
     }
     uint64_t before = d->stats.enters;
-    for (int i = 0; i < 100; i++) d->ops->enter(d, 0);
+    for (int i = 0; i < 100; i++)
+        d->ops->enter(d, 0);
     cr_expect_eq(d->stats.enters, before, "an enter with nothing to submit, nothing pending and no wait");
     cr_expect_not(d->ops->ready(d));
     d->ops->queue(d, &r);
@@ -845,7 +885,8 @@ Test(ring, each_buffer_of_the_pool_is_with_one_side_at_a_time) {
             held[k] = cqe.flags >> IORING_CQE_BUFFER_SHIFT;
             d->pool.out++;
             cr_assert_eq(memcmp(d->pool.base + held[k] * d->pool.size, text, (size_t)n), 0, "round %u", i);
-            for (unsigned j = 0; j < k; j++) cr_assert_neq(held[j], held[k], "round %u", i);
+            for (unsigned j = 0; j < k; j++)
+                cr_assert_neq(held[j], held[k], "round %u", i);
         }
         if (i % 100 == 0) {
             cr_assert_eq(write(fd[1], "z", 1), 1);
@@ -855,7 +896,8 @@ Test(ring, each_buffer_of_the_pool_is_with_one_side_at_a_time) {
             cr_assert_eq(cqe.res, -ENOBUFS, "%d", cqe.res);
             cr_assert_eq(recv(fd[0], text, sizeof text, MSG_DONTWAIT), 1, "the byte stays");
         }
-        for (unsigned k = 0; k < 4; k++) d->ops->give(d, held[(k + i) % 4]);
+        for (unsigned k = 0; k < 4; k++)
+            d->ops->give(d, held[(k + i) % 4]);
         cr_assert_eq(d->pool.out, 0);
     }
     destroy(d);

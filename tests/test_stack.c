@@ -136,11 +136,13 @@ Test(stack, keeps_no_more_pages_than_the_cap_and_lets_the_coldest_go) {
         cr_assert(resident(top[i]), "the last one put stays warm");
     }
     int warm = 0;
-    for (struct coil__stack *s = held[N - 1]; s; s = s->next) warm++;
+    for (struct coil__stack *s = held[N - 1]; s; s = s->next)
+        warm++;
     cr_assert_eq(warm, (int)pool.warm_count);
     cr_assert_geq(warm, CAP / 2);
     /* What is cold and was not unmapped holds nothing. Warm ones are the last that were put. */
-    for (int i = N - warm; i < N; i++) cr_assert(resident(top[i]), "stack %d of %d", i, N);
+    for (int i = N - warm; i < N; i++)
+        cr_assert(resident(top[i]), "stack %d of %d", i, N);
     cr_assert_not_null(pool.spare);
     cr_assert_not(resident(top[0]), "the spare slab holds no page");
     coil__stack_pool_destroy(&pool);
@@ -154,8 +156,10 @@ Test(stack, shares_the_cap_between_sizes) {
         small[i] = get(16 << 10);
         large[i] = get(128 << 10);
     }
-    for (int i = 0; i < N; i++) coil__stack_put(&pool, small[i]);
-    for (int i = 0; i < N; i++) coil__stack_put(&pool, large[i]);
+    for (int i = 0; i < N; i++)
+        coil__stack_put(&pool, small[i]);
+    for (int i = 0; i < N; i++)
+        coil__stack_put(&pool, large[i]);
     cr_assert_leq(pool.warm_count, N);
     cr_assert_eq(get(128 << 10), large[N - 1], "a full cache of one size doesn't keep another out");
     coil__stack_put(&pool, large[N - 1]);
@@ -167,7 +171,8 @@ static void rise_and_fall(struct coil__stack **held, int n) {
         held[i] = get(0);
         held[i]->lo[held[i]->size - 1] = 1;
     }
-    for (int i = 0; i < n; i++) coil__stack_put(&pool, held[i]);
+    for (int i = 0; i < n; i++)
+        coil__stack_put(&pool, held[i]);
 }
 
 Test(stack, unmaps_what_is_wholly_unused_and_a_second_round_adds_nothing) {
@@ -249,14 +254,16 @@ static void all_gaps_fault(bool use_guard_install) {
     sigaction(SIGSEGV, &h, NULL);
     pool_open((struct coil__stack_opts){.cache_max = 16, .use_guard_install = use_guard_install});
     for (int round = 0; round < 2; round++) {
-        for (int i = 0; i < N; i++) held[i] = get(i % 2 ? 0 : 16 << 10);
+        for (int i = 0; i < N; i++)
+            held[i] = get(i % 2 ? 0 : 16 << 10);
         for (int i = 0; i < N; i++) {
             cr_assert(held[i]->guarded);
             cr_assert(faults(held[i]->lo - 1), "stack %d", i);
             cr_assert(faults(held[i]->lo - GUARDED_BYTES), "stack %d", i);
             held[i]->lo[0] = 1;
         }
-        for (int i = 0; i < N; i++) coil__stack_put(&pool, held[i]);
+        for (int i = 0; i < N; i++)
+            coil__stack_put(&pool, held[i]);
     }
     cr_assert_eq(coil__stack_unguarded(&pool), 0);
     coil__stack_pool_destroy(&pool);
@@ -276,10 +283,12 @@ Test(stack, gives_100000_stacks_with_guard_install_and_hardly_a_mapping) {
     struct coil__stack **held = calloc(MANY, sizeof(struct coil__stack *));
     int maps_before = check_map_count();
     pool_open((struct coil__stack_opts){.cache_max = 1024, .use_guard_install = true, .guards_only = true});
-    for (int i = 0; i < MANY; i++) held[i] = get(0);
+    for (int i = 0; i < MANY; i++)
+        held[i] = get(0);
     cr_assert_eq(coil__stack_unguarded(&pool), 0);
     expect_maps(maps_before + 200);
-    for (int i = 0; i < MANY; i++) coil__stack_put(&pool, held[i]);
+    for (int i = 0; i < MANY; i++)
+        coil__stack_put(&pool, held[i]);
     coil__stack_pool_destroy(&pool);
     expect_maps(maps_before);
     free(held);
@@ -300,7 +309,8 @@ static int get_100000_without_guard_install(void *arg) {
         }
         if (guarded != MIN(guarded_max, (size_t)MANY)) return 4;
         if (coil__stack_unguarded(&pool) != MANY - guarded) return 5;
-        for (int i = 0; i < MANY; i++) coil__stack_put(&pool, held[i]);
+        for (int i = 0; i < MANY; i++)
+            coil__stack_put(&pool, held[i]);
         if (coil__stack_unguarded(&pool) > MANY - guarded) return 6;
         coil__stack_pool_destroy(&pool);
         if (coil__stack_unguarded(&pool) != 0) return 7;
@@ -311,7 +321,8 @@ static int get_100000_without_guard_install(void *arg) {
 
 static int occurrences(const char *text, const char *what) {
     int n = 0;
-    for (const char *p = text; (p = strstr(p, what)) != NULL; p++) n++;
+    for (const char *p = text; (p = strstr(p, what)) != NULL; p++)
+        n++;
     return n;
 }
 
@@ -336,7 +347,8 @@ Test(stack, gives_guarded_stacks_or_none_where_only_guards_are_wanted) {
     struct coil__stack **held = calloc(n + 1, sizeof(struct coil__stack *));
     struct coil__stack *s = NULL;
     pool_open((struct coil__stack_opts){.cache_max = 4, .guards_only = true});
-    while (got <= n && coil__stack_get(&pool, 0, &held[got]) == 0) cr_assert(held[got++]->guarded);
+    while (got <= n && coil__stack_get(&pool, 0, &held[got]) == 0)
+        cr_assert(held[got++]->guarded);
     cr_assert_eq(got, n);
     for (int i = 0; i < 3; i++) {
         cr_assert_eq(coil__stack_get(&pool, 0, &s), -ENOMEM);
@@ -348,7 +360,8 @@ Test(stack, gives_guarded_stacks_or_none_where_only_guards_are_wanted) {
     struct coil__stack_pool other;
     cr_assert_eq(coil__stack_pool_init(&other, &(struct coil__stack_opts){.guards_only = true}), 0);
     cr_assert_eq(coil__stack_get(&other, 0, &s), -ENOMEM);
-    while (got > 0) coil__stack_put(&pool, held[--got]);
+    while (got > 0)
+        coil__stack_put(&pool, held[--got]);
     coil__stack_pool_destroy(&pool);
     cr_assert_eq(coil__stack_get(&other, 0, &s), 0);
     coil__stack_put(&other, s);
@@ -447,7 +460,8 @@ static int recurse_without_end(void *arg) {
     int result;
     coil__stack_pool_init(&pool, arg);
     coil__stack_thread_begin(&pool);
-    for (int i = 0; i < 10; i++) coil__stack_get(&pool, 0, &others[i]);
+    for (int i = 0; i < 10; i++)
+        coil__stack_get(&pool, 0, &others[i]);
     coil__stack_get(&pool, 32 << 10, &s);
     s->label = &label;
     coil__ctx_adopt(&main_ctx);
@@ -487,8 +501,10 @@ struct foreign {
 static char *no_access;
 
 static void provoke(const struct foreign *f) {
-    if (f->sent) kill(getpid(), f->sig);
-    else *(volatile char *)no_access = 1;
+    if (f->sent)
+        kill(getpid(), f->sig);
+    else
+        *(volatile char *)no_access = 1;
 }
 
 static void *provoke_in_thread(void *arg) {

@@ -106,7 +106,8 @@ TaskTest(stream, the_names_of_both_ends_are_told) {
     cr_expect(all_zero(&a));
     close(p[0]);
     coil_stream *all[] = {s[0], s[1], lone, out};
-    for (int i = 0; i < 4; i++) cr_expect_eq(coil_stream_close(all[i]), 0);
+    for (int i = 0; i < 4; i++)
+        cr_expect_eq(coil_stream_close(all[i]), 0);
     return 0;
 }
 
@@ -281,7 +282,8 @@ TaskTest(stream, close_waits_for_a_slow_peer) {
     coil_stream *s = stream_and_peer(UNIX_PAIR, &peer);
     small_send_buffer(coil_stream_fd(s));
     fill_from(out, BYTES, 0);
-    for (int i = 0; i < BYTES; i += 10000) cr_expect_eq(coil_stream_write(s, out + i, 10000), 0);
+    for (int i = 0; i < BYTES; i += 10000)
+        cr_expect_eq(coil_stream_write(s, out + i, 10000), 0);
     coil_task t = spawn(takes_all, &peer);
     cr_expect_eq(coil_stream_close(s), 0);
     cr_expect_eq(join(t), BYTES);
@@ -327,7 +329,8 @@ static int writes_and_closes_too_late(void *arg) {
     coil_scope scope = coil_within(COIL_FOREVER), over = {{0}};
     fill_from(out, sizeof out, 0);
     if (c->full) stuff(coil_stream_fd(c->s));
-    for (int i = 0; i < 6; i++) cr_expect_eq(coil_stream_write(c->s, out + 10000 * i, 10000), 0);
+    for (int i = 0; i < 6; i++)
+        cr_expect_eq(coil_stream_write(c->s, out + 10000 * i, 10000), 0);
     if (c->sent_before) turns(3);
     if (c->cancels) {
         coil_cancel(coil_self());
@@ -342,8 +345,8 @@ static int writes_and_closes_too_late(void *arg) {
 
 static void closes_too_late(bool full, bool cancels, bool read_before, bool sent_before) {
     int peer;
-    struct closing c = {.s = stream_and_peer(UNIX_PAIR, &peer), .full = full, .cancels = cancels,
-                        .sent_before = sent_before};
+    struct closing c = {
+        .s = stream_and_peer(UNIX_PAIR, &peer), .full = full, .cancels = cancels, .sent_before = sent_before};
     if (read_before) {
         cr_expect_eq(send(peer, "x", 1, 0), 1);
         cr_expect_eq(reads_one(c.s), 1);
@@ -359,7 +362,8 @@ static void closes_too_late(bool full, bool cancels, bool read_before, bool sent
 }
 
 TaskTest(stream, close_in_a_cancelled_or_expired_task_tries_once_and_does_not_wait) {
-    for (int i = 0; i < 16; i++) closes_too_late(i & 1, i & 2, i & 4, i & 8);
+    for (int i = 0; i < 16; i++)
+        closes_too_late(i & 1, i & 2, i & 4, i & 8);
     return 0;
 }
 
@@ -409,14 +413,16 @@ static int reads_exactly(void *arg) {
 
 static int writes_small(void *arg) {
     struct inside *i = arg;
-    while ((i->result = coil_stream_write(i->s, much, 1000)) == 0) continue;
+    while ((i->result = coil_stream_write(i->s, much, 1000)) == 0)
+        continue;
     i->left = true;
     return 0;
 }
 
 static int writes_large(void *arg) {
     struct inside *i = arg;
-    while ((i->result = coil_stream_write(i->s, much, sizeof much)) == 0) continue;
+    while ((i->result = coil_stream_write(i->s, much, sizeof much)) == 0)
+        continue;
     i->left = true;
     return 0;
 }
@@ -503,9 +509,11 @@ TaskTest(stream, a_close_that_meets_the_end_of_a_request_finds_its_way) {
         coil_task tr = spawn(reads, &r), tw = spawn(writes_large, &w);
         turns(3);
         cr_expect_eq(write(p[1], "x", 1), 1);
-        while (recv(peer, much, sizeof much, MSG_DONTWAIT) > 0) continue;
+        while (recv(peer, much, sizeof much, MSG_DONTWAIT) > 0)
+            continue;
         turns(i / 2 % 5);
-        for (int k = 0; k < i / 10; k++) coil_yield();
+        for (int k = 0; k < i / 10; k++)
+            coil_yield();
         cr_expect_eq(coil_stream_close(r.s), 0);
         coil_stream_abort(w.s);
         cr_expect(r.left && (r.result == 1 || r.result == -EBADF), "%d", r.result);
@@ -545,7 +553,8 @@ TaskTest(stream, calls_during_a_close_get_ebadf) {
     cr_expect_eq(coil_stream_peer(i.s, &a), -EBADF);
     cr_expect_eq(coil_stream_local(i.s, &a), -EBADF);
     cr_expect_eq(coil_stream_fd(i.s), -EBADF);
-    while (recv(peer, much, sizeof much, MSG_DONTWAIT) > 0) continue;
+    while (recv(peer, much, sizeof much, MSG_DONTWAIT) > 0)
+        continue;
     cr_expect_eq(join(t), 0);
     cr_expect_eq(i.result, 0);
     close(peer);
@@ -571,7 +580,8 @@ TaskTest(stream, abort_resets_a_tcp_connection_and_drops_what_waits) {
     return 0;
 }
 
-/* A receive is armed, so that the abort takes a turn, in which the stream is still on the list of those to flush. */
+/* A receive is armed, so that the abort takes a turn, in which the stream is still on the list of those to
+ * flush. */
 TaskTest(stream, abort_never_sends_and_never_waits_for_room) {
     for (int full = 0; full < 2; full++) {
         int peer;
@@ -593,7 +603,8 @@ TaskTest(stream, abort_never_sends_and_never_waits_for_room) {
 
 enum { LEFT_OPEN = 7 };
 
-/* Streams in every state: new, read from, dirty, with output that can't leave, with both, a pipe, at its end. */
+/* Streams in every state: new, read from, dirty, with output that can't leave, with both, a pipe, at its end.
+ */
 static int leaves_streams_open(void *arg) {
     char c;
     int peer[LEFT_OPEN], p[2];
@@ -610,7 +621,8 @@ static int leaves_streams_open(void *arg) {
     cr_expect_eq(coil_stream_read(s[5], &c, 1), 0);
     cr_expect_eq(pipe(p), 0);
     s[6] = adopt(p[1]);
-    for (int i = 2; i < LEFT_OPEN; i++) cr_expect_eq(coil_stream_write(s[i], "dirty", 5), 0);
+    for (int i = 2; i < LEFT_OPEN; i++)
+        cr_expect_eq(coil_stream_write(s[i], "dirty", 5), 0);
     return 0;
 }
 
@@ -635,7 +647,8 @@ static int runs_and_leaves_in_the_kernel(void *arg) {
 
 static int lines_of(const char *text, const char *line) {
     int n = 0;
-    for (const char *p = text; (p = strstr(p, line)); p += strlen(line)) n++;
+    for (const char *p = text; (p = strstr(p, line)); p += strlen(line))
+        n++;
     return n;
 }
 
@@ -686,13 +699,18 @@ static void use_streams(int total) {
     static coil_task t[AT_ONCE];
     char buf[200];
     for (int done = 0; done < total; done += AT_ONCE) {
-        for (int i = 0; i < AT_ONCE; i++) t[i] = spawn(echoes_once, stream_and_peer(UNIX_PAIR, &peer[i]));
+        for (int i = 0; i < AT_ONCE; i++)
+            t[i] = spawn(echoes_once, stream_and_peer(UNIX_PAIR, &peer[i]));
         coil_yield();
-        for (int i = 0; i < AT_ONCE; i++) cr_expect_eq(send(peer[i], much, 100, 0), 100);
+        for (int i = 0; i < AT_ONCE; i++)
+            cr_expect_eq(send(peer[i], much, 100, 0), 100);
         if (done == 0) cr_expect_not(has_iou_workers(), "receives and sends need no thread");
-        for (int i = 0; i < AT_ONCE; i++) cr_expect_eq(join(t[i]), 0);
-        for (int i = 0; i < AT_ONCE; i++) cr_expect_eq(recv(peer[i], buf, sizeof buf, 0), 100);
-        for (int i = 0; i < AT_ONCE; i++) close(peer[i]);
+        for (int i = 0; i < AT_ONCE; i++)
+            cr_expect_eq(join(t[i]), 0);
+        for (int i = 0; i < AT_ONCE; i++)
+            cr_expect_eq(recv(peer[i], buf, sizeof buf, 0), 100);
+        for (int i = 0; i < AT_ONCE; i++)
+            close(peer[i]);
     }
 }
 

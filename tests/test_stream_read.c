@@ -68,10 +68,12 @@ TaskTest(stream_read, a_nonblocking_socket_makes_no_difference) {
     for (int kind = 0; kind < PAIR_KINDS; kind++) {
         coil_stream *s[2];
         stream_pair(kind, s);
-        for (int i = 0; i < 2; i++) fcntl(coil_stream_fd(s[i]), F_SETFL, O_NONBLOCK);
+        for (int i = 0; i < 2; i++)
+            fcntl(coil_stream_fd(s[i]), F_SETFL, O_NONBLOCK);
         cr_expect_eq(coil_stream_write(s[0], "hello", 5), 0);
         cr_expect_eq(coil_stream_read(s[1], buf, sizeof buf), 5);
-        for (int i = 0; i < 2; i++) cr_expect_eq(coil_stream_close(s[i]), 0);
+        for (int i = 0; i < 2; i++)
+            cr_expect_eq(coil_stream_close(s[i]), 0);
     }
     return 0;
 }
@@ -134,7 +136,8 @@ TaskTest(stream_read, one_byte_at_a_time_both_ways) {
             cr_expect_eq(join(t[k]), 0);
             cr_expect_eq(coil_stream_read(s[k], &c, 1), 0);
         }
-        for (int k = 0; k < 2; k++) cr_expect_eq(coil_stream_close(s[k]), 0);
+        for (int k = 0; k < 2; k++)
+            cr_expect_eq(coil_stream_close(s[k]), 0);
     }
     return 0;
 }
@@ -245,7 +248,8 @@ TaskTest(stream_read, an_interrupted_read_exact_tells_how_far_it_came) {
 
 static int writes_without_end(void *arg) {
     int err;
-    while ((err = coil_stream_write(arg, bytes, sizeof bytes)) == 0) continue;
+    while ((err = coil_stream_write(arg, bytes, sizeof bytes)) == 0)
+        continue;
     return err;
 }
 
@@ -283,8 +287,10 @@ TaskTest(stream_read, a_reset_is_told_after_what_came_before_it) {
     if (!has_cap(COIL__CAP_BIT(RECV_MULTI))) cr_expect_eq(coil_stream_read(s, buf, 1), 1);
     reset_by(peer);
     turns(3);
-    if (has_cap(COIL__CAP_BIT(RECV_MULTI))) cr_expect_eq(coil_stream_read(s, buf, sizeof buf), 1, "what is buffered");
-    for (int i = 0; i < 3; i++) cr_expect_eq(err = (int)coil_stream_read(s, buf, 1), -ECONNRESET, "%d", err);
+    if (has_cap(COIL__CAP_BIT(RECV_MULTI)))
+        cr_expect_eq(coil_stream_read(s, buf, sizeof buf), 1, "what is buffered");
+    for (int i = 0; i < 3; i++)
+        cr_expect_eq(err = (int)coil_stream_read(s, buf, 1), -ECONNRESET, "%d", err);
     err = coil_stream_write(s, "x", 1);
     cr_expect(err == 0 || err == -EPIPE || err == -ECONNRESET, "%d", err);
     err = coil_stream_close(s);
@@ -329,7 +335,8 @@ TaskTest(stream_read, the_read_limit_spans_a_read_exact_as_a_whole) {
     cr_expect_eq(coil_stream_limits(s[0], NULL), 0);
     cr_expect_eq(coil_stream_write(s[1], "x", 1), 0);
     cr_expect_gt(coil_stream_read(s[0], bytes, sizeof bytes), 0, "it may be read again");
-    for (int i = 0; i < 2; i++) cr_expect_eq(coil_stream_close(s[i]), 0);
+    for (int i = 0; i < 2; i++)
+        cr_expect_eq(coil_stream_close(s[i]), 0);
     return 0;
 }
 
@@ -339,11 +346,13 @@ TaskTest(stream_read, the_read_limit_begins_with_the_call_however_long_was_compu
     const coil_limits l = {.read = coil_ms(20)};
     stream_pair(UNIX_PAIR, s);
     cr_expect_eq(coil_stream_limits(s[0], &l), 0);
-    for (int64_t began = coil_now().ns; coil_now().ns < began + coil_ms(30).ns;) continue;
+    for (int64_t began = coil_now().ns; coil_now().ns < began + coil_ms(30).ns;)
+        continue;
     int64_t began = coil_now().ns;
     cr_expect_eq(coil_stream_read(s[0], &c, 1), -ETIME);
     cr_expect_geq(coil_now().ns - began, l.read.ns);
-    for (int i = 0; i < 2; i++) cr_expect_eq(coil_stream_close(s[i]), 0);
+    for (int i = 0; i < 2; i++)
+        cr_expect_eq(coil_stream_close(s[i]), 0);
     return 0;
 }
 
@@ -357,7 +366,8 @@ static int pulses(void *arg) {
     struct pulse *p = arg;
     for (; p->left; p->left--) {
         if (coil_sleep(coil_ms(20))) break;
-        /* Before the write: the stream's own moment is not earlier than this one, but for the age of its clock. */
+        /* Before the write: the stream's own moment is not earlier than this one, but for the age of its
+         * clock. */
         p->last_ns = coil_now().ns;
         if (coil_stream_write(p->s, "p", 1) || coil_stream_flush(p->s)) break;
     }
@@ -376,18 +386,22 @@ static void idles(int way, bool exact) {
     if (exact) {
         n = coil_stream_read_exact(s[0], bytes, sizeof bytes, NULL);
     } else {
-        while ((n = coil_stream_read(s[0], bytes, 1)) > 0) continue;
+        while ((n = coil_stream_read(s[0], bytes, 1)) > 0)
+            continue;
     }
     cr_expect_eq(n, -ETIME, "%zd", n);
-    cr_expect_geq(coil_now().ns - p.last_ns, l.idle.ns - coil_ms(1).ns, "way %d: the last byte moves it on", way);
+    cr_expect_geq(coil_now().ns - p.last_ns, l.idle.ns - coil_ms(1).ns, "way %d: the last byte moves it on",
+                  way);
     coil_cancel(t);
     cr_expect_eq(join(t), 0);
     cr_expect_eq(coil_stream_write(s[0], "x", 1), 0, "an idle stream can still be written");
-    for (int i = 0; i < 2; i++) cr_expect_eq(coil_stream_close(s[i]), 0);
+    for (int i = 0; i < 2; i++)
+        cr_expect_eq(coil_stream_close(s[i]), 0);
 }
 
 TaskTest(stream_read, the_idle_limit_is_moved_on_by_bytes_either_way) {
-    for (int i = 0; i < 4; i++) idles(i & 1, i & 2);
+    for (int i = 0; i < 4; i++)
+        idles(i & 1, i & 2);
     return 0;
 }
 
@@ -509,14 +523,18 @@ static int hundred_share_two_buffers(void *arg) {
     static coil_task t[HUNGRY];
     char out[500];
     (void)arg;
-    for (int i = 0; i < HUNGRY; i++) t[i] = spawn(reads_to_end, stream_and_peer(UNIX_PAIR, &peer[i]));
+    for (int i = 0; i < HUNGRY; i++)
+        t[i] = spawn(reads_to_end, stream_and_peer(UNIX_PAIR, &peer[i]));
     for (uint64_t pos = 0; pos < EACH; pos += sizeof out) {
         fill_from(out, sizeof out, pos);
-        for (int i = 0; i < HUNGRY; i++) cr_expect_eq(send(peer[i], out, sizeof out, 0), (ssize_t)sizeof out);
+        for (int i = 0; i < HUNGRY; i++)
+            cr_expect_eq(send(peer[i], out, sizeof out, 0), (ssize_t)sizeof out);
         coil_yield();
     }
-    for (int i = 0; i < HUNGRY; i++) close(peer[i]);
-    for (int i = 0; i < HUNGRY; i++) cr_expect_eq(join(t[i]), EACH);
+    for (int i = 0; i < HUNGRY; i++)
+        close(peer[i]);
+    for (int i = 0; i < HUNGRY; i++)
+        cr_expect_eq(join(t[i]), EACH);
     cr_expect_eq(coil__here->driver->pool.out, 0);
     return 0;
 }
@@ -525,8 +543,9 @@ Test(stream_read, a_hundred_streams_get_on_with_two_buffers) {
     run_with_pool(2, 64, hundred_share_two_buffers);
 }
 
-/* How far a sender that never stops can fill the pool on one stream that nobody reads. The kernel goes on receiving until
- * the worker has seen the completions and the cancel has got there, so that what is sent in two turns comes on top. */
+/* How far a sender that never stops can fill the pool on one stream that nobody reads. The kernel goes on
+ * receiving until the worker has seen the completions and the cancel has got there, so that what is sent in
+ * two turns comes on top. */
 static int a_sender_meets_the_cap(void *arg) {
     char c;
     int peer;
@@ -552,7 +571,8 @@ static int a_sender_meets_the_cap(void *arg) {
     }
     close(peer);
     uint64_t got = 1;
-    for (ssize_t n; (n = coil_stream_read(s, bytes, sizeof bytes)) > 0;) got += (uint64_t)n;
+    for (ssize_t n; (n = coil_stream_read(s, bytes, sizeof bytes)) > 0;)
+        got += (uint64_t)n;
     cr_expect_eq(got, sent, "and all of it comes");
     cr_expect_eq(coil_stream_close(s), 0);
     return 0;
@@ -606,9 +626,11 @@ static void others_tick_while_reading(size_t size, bool exact) {
     coil_task t = spawn(ticks, &k);
     cr_expect_eq(pthread_create(&thread, NULL, floods, &f), 0);
     if (exact) {
-        while (got + size <= TOTAL && coil_stream_read_exact(s, bytes, size, NULL) == 0) got += size, calls++;
+        while (got + size <= TOTAL && coil_stream_read_exact(s, bytes, size, NULL) == 0)
+            got += size, calls++;
     } else {
-        for (ssize_t n; (n = coil_stream_read(s, bytes, size)) > 0; calls++) got += (uint64_t)n;
+        for (ssize_t n; (n = coil_stream_read(s, bytes, size)) > 0; calls++)
+            got += (uint64_t)n;
     }
     cr_expect_eq(got, TOTAL - TOTAL % (exact ? size : 1));
     cr_expect_geq(k.ticks, calls / 64, "%llu ticks during %llu reads of %zu", (unsigned long long)k.ticks,

@@ -111,7 +111,8 @@ TaskTest(stream_write, what_is_written_in_one_go_leaves_in_one_send) {
     count_sends();
     coil_stats_get(&before);
     fill_from(bytes, sizeof buf, 0);
-    for (size_t i = 0; i < 100; i++) cr_expect_eq(coil_stream_write(s, bytes + i * 80, 80), 0);
+    for (size_t i = 0; i < 100; i++)
+        cr_expect_eq(coil_stream_write(s, bytes + i * 80, 80), 0);
     cr_expect_eq(sends, 0, "a write makes no system call");
     cr_expect_eq(coil_stream_flush(s), 0);
     coil_stats_get(&after);
@@ -119,7 +120,8 @@ TaskTest(stream_write, what_is_written_in_one_go_leaves_in_one_send) {
     cr_expect_eq(after.ops - before.ops, direct ? 0 : 1);
     cr_expect_eq(recv(peer, buf, sizeof buf, MSG_WAITALL), (ssize_t)sizeof buf);
     cr_expect_eq(wrong_byte(buf, sizeof buf, 0), sizeof buf);
-    for (size_t i = 0; i < 3; i++) cr_expect_eq(coil_stream_write(s, "x", 1), 0);
+    for (size_t i = 0; i < 3; i++)
+        cr_expect_eq(coil_stream_write(s, "x", 1), 0);
     turns(3);
     cr_expect_eq(sends, direct ? 2 : 0, "with the turn as well");
     coil__here->driver->sys = &coil__sys_linux;
@@ -145,7 +147,8 @@ TaskTest(stream_write, a_large_write_takes_what_is_buffered_with_it) {
     return 0;
 }
 
-/* A turn has room for 128 resumes; what is written leaves after 64 of them, where a send needs no turn's end. */
+/* A turn has room for 128 resumes; what is written leaves after 64 of them, where a send needs no turn's end.
+ */
 TaskTest(stream_write, bytes_leave_although_the_task_runs_on) {
     char c;
     for (int kind = 0; kind < PAIR_KINDS; kind++) {
@@ -153,7 +156,8 @@ TaskTest(stream_write, bytes_leave_although_the_task_runs_on) {
         coil_stream *s = stream_and_peer(kind, &peer);
         turns(1);
         cr_expect_eq(coil_stream_write(s, "x", 1), 0);
-        for (; recv(peer, &c, 1, MSG_DONTWAIT) < 0 && resumes < 1000; resumes++) coil_yield();
+        for (; recv(peer, &c, 1, MSG_DONTWAIT) < 0 && resumes < 1000; resumes++)
+            coil_yield();
         cr_expect_leq(resumes, has_cap(COIL__CAP_BIT(DIRECT_SEND)) ? 80 : 130, "%d resumes", resumes);
         cr_expect_eq(coil_stream_close(s), 0);
         close(peer);
@@ -198,7 +202,8 @@ TaskTest(stream_write, bad_arguments_and_a_second_writer_are_refused) {
     t = spawn(flushes, w.s);
     turns(2);
     cr_expect_eq(coil_stream_write(w.s, "x", 1), -EBUSY);
-    while (recv(peer, bytes, sizeof bytes, MSG_DONTWAIT) > 0) continue;
+    while (recv(peer, bytes, sizeof bytes, MSG_DONTWAIT) > 0)
+        continue;
     cr_expect_eq(join(t), 0);
     cr_expect_eq(coil_stream_close(w.s), 0);
     close(peer);
@@ -275,7 +280,8 @@ TaskTest(stream_write, a_finish_that_runs_out_of_time_leaves_our_direction_open)
     cr_expect_eq(coil_stream_finish(s), -ETIME);
     cr_expect(coil_leave(&soon));
     cr_expect_eq(coil_stream_write(s, "y", 1), 0);
-    while (recv(peer, bytes, sizeof bytes, MSG_DONTWAIT) > 0) continue;
+    while (recv(peer, bytes, sizeof bytes, MSG_DONTWAIT) > 0)
+        continue;
     cr_expect_eq(coil_stream_finish(s), 0);
     cr_expect_eq(coil_stream_close(s), 0);
     close(peer);
@@ -301,7 +307,8 @@ TaskTest(stream_write, a_failed_send_is_remembered_and_raises_no_signal) {
             struct linger at_once = {.l_onoff = 1};
             setsockopt(peer, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
             close(peer);
-            do err = coil_stream_write(s, bytes, large ? 100000 : 10);
+            do
+                err = coil_stream_write(s, bytes, large ? 100000 : 10);
             while (!err && !(err = coil_stream_flush(s)));
             cr_expect(err == -EPIPE || (kind == TCP_PAIR && err == -ECONNRESET), "%d", err);
             remembers(s, err);
@@ -368,7 +375,8 @@ TaskTest(stream_write, the_write_limit_is_remembered_by_every_call) {
         coil_stream *s = stream_and_peer(k % 2 ? TCP_PAIR : UNIX_PAIR, &peer);
         small_send_buffer(coil_stream_fd(s));
         cr_expect_eq(coil_stream_limits(s, &l), 0);
-        while ((err = coil_stream_write(s, bytes, sizes[k / 2])) == 0) continue;
+        while ((err = coil_stream_write(s, bytes, sizes[k / 2])) == 0)
+            continue;
         cr_expect_eq(err, -ETIME, "writes of %zu: %d", sizes[k / 2], err);
         cr_expect_eq(coil_stream_read(s, &c, 1), -ETIME, "reading has ended too");
         remembers(s, -ETIME);
@@ -410,7 +418,8 @@ TaskTest(stream_write, no_more_than_the_high_water_mark_waits) {
     cr_expect_eq(coil_stream_limits(s, &l), 0);
     stuff(coil_stream_fd(s));
     coil_scope soon = coil_within(coil_ms(10));
-    while ((err = coil_stream_write(s, bytes, 300)) == 0) cr_expect_leq(s->out_bytes, l.high_water);
+    while ((err = coil_stream_write(s, bytes, 300)) == 0)
+        cr_expect_leq(s->out_bytes, l.high_water);
     cr_expect_eq(err, -ETIME);
     cr_expect(coil_leave(&soon));
     cr_expect_eq(coil_stream_written(s), 9900, "33 of them fit, and none was taken in part");
@@ -427,7 +436,8 @@ TaskTest(stream_write, a_write_above_the_mark_goes_when_nothing_is_before_it) {
     coil_stream *s = stream_and_peer(UNIX_PAIR, &peer);
     cr_expect_eq(coil_stream_limits(s, &l), 0);
     fill_from(bytes, 3000, 0);
-    for (size_t i = 0; i < 3; i++) cr_expect_eq(coil_stream_write(s, bytes + 1000 * i, 1000), 0);
+    for (size_t i = 0; i < 3; i++)
+        cr_expect_eq(coil_stream_write(s, bytes + 1000 * i, 1000), 0);
     cr_expect_eq(coil_stream_close(s), 0);
     cr_expect_eq(take_to_end(peer, 0), 3000);
     close(peer);
@@ -454,7 +464,8 @@ TaskTest(stream_write, the_callers_limit_is_not_remembered_and_written_tells_how
             if (round % 2) pos += take_plain(peer, pos);
         }
         coil_task t = spawn(flushes, s);
-        for (uint64_t n = (uint64_t)coil_stream_written(s); pos < n; coil_yield()) pos += take_plain(peer, pos);
+        for (uint64_t n = (uint64_t)coil_stream_written(s); pos < n; coil_yield())
+            pos += take_plain(peer, pos);
         cr_expect_eq(join(t), 0);
         cr_expect_eq(pos, (uint64_t)coil_stream_written(s));
         cr_expect_eq(coil_stream_close(s), 0);

@@ -60,7 +60,8 @@ static void run_alone(void (*body)(struct peer *p), void *arg) {
     struct peer p;
     coil__ctx_adopt(&self);
     peer_init(&p, &self, body, arg);
-    while (!p.done) coil__ctx_switch(&self, &p.ctx);
+    while (!p.done)
+        coil__ctx_switch(&self, &p.ctx);
     peer_free(&p);
     coil__ctx_release(&self);
 }
@@ -124,7 +125,8 @@ static void *main_sp, *other_sp;
 static int wrong_in_other;
 
 static void fill(uint64_t *r, uint64_t seed) {
-    for (int i = 0; i < REGISTERS; i++) r[i] = seed * 0x9e3779b97f4a7c15u + (uint64_t)i * 0x0101010101010101u;
+    for (int i = 0; i < REGISTERS; i++)
+        r[i] = seed * 0x9e3779b97f4a7c15u + (uint64_t)i * 0x0101010101010101u;
 }
 
 static void registers_entry(void *arg) {
@@ -255,10 +257,13 @@ static void ring_body(struct peer *p) {
 Test(switch_, goes_from_context_to_context_in_a_ring) {
     static struct ring r;
     coil__ctx_adopt(&r.self);
-    for (int i = 0; i < RING; i++) peer_init(&r.peers[i], &r.self, ring_body, &r);
-    for (int i = 0; i < ROUNDS; i++) coil__ctx_switch(&r.self, &r.peers[0].ctx);
+    for (int i = 0; i < RING; i++)
+        peer_init(&r.peers[i], &r.self, ring_body, &r);
+    for (int i = 0; i < ROUNDS; i++)
+        coil__ctx_switch(&r.self, &r.peers[0].ctx);
     uint64_t expected = 0;
-    for (uint64_t me = 0; me < RING; me++) expected += ROUNDS * me + (uint64_t)ROUNDS * (ROUNDS - 1) / 2;
+    for (uint64_t me = 0; me < RING; me++)
+        expected += ROUNDS * me + (uint64_t)ROUNDS * (ROUNDS - 1) / 2;
     cr_assert_eq(r.sum, expected);
     for (int i = 0; i < RING; i++) {
         coil__ctx_switch(&r.self, &r.peers[i].ctx);
@@ -355,7 +360,8 @@ static void *thread_body(void *arg) {
 Test(switch_, works_in_several_threads_at_once) {
     pthread_t threads[4];
     int wrong[4] = {0};
-    for (int i = 0; i < 4; i++) cr_assert_eq(pthread_create(&threads[i], NULL, thread_body, &wrong[i]), 0);
+    for (int i = 0; i < 4; i++)
+        cr_assert_eq(pthread_create(&threads[i], NULL, thread_body, &wrong[i]), 0);
     for (int i = 0; i < 4; i++) {
         pthread_join(threads[i], NULL);
         cr_assert_eq(wrong[i], 0);
@@ -388,8 +394,10 @@ static bool is_first_frame(uintptr_t ip) {
 }
 
 static __attribute__((noinline)) void trace_below(struct trace *t, int depth) {
-    if (depth == 0) trace_take(t);
-    else trace_below(t, depth - 1);
+    if (depth == 0)
+        trace_take(t);
+    else
+        trace_below(t, depth - 1);
     __asm__ volatile("" : : : "memory");
 }
 
@@ -403,7 +411,8 @@ Test(switch_, ends_unwinding_at_the_first_frame) {
     cr_assert_eq(t.end, _URC_END_OF_STACK);
     cr_assert_geq(t.count, 5 + 3, "%d frames", t.count);
     cr_assert(is_first_frame(t.ip[t.count - 1]), "the last of %d frames is elsewhere", t.count);
-    for (int i = 0; i < t.count - 1; i++) cr_assert_not(is_first_frame(t.ip[i]));
+    for (int i = 0; i < t.count - 1; i++)
+        cr_assert_not(is_first_frame(t.ip[i]));
 }
 
 #if defined(__x86_64__) && !CHECK_SANITIZED
@@ -439,13 +448,15 @@ static void step_off(void) {
 
 static void stepped_peer_body(struct peer *p) {
     struct peer *other = p->arg;
-    for (int i = 0; i < 2; i++) coil__ctx_switch(&p->ctx, &other->ctx);
+    for (int i = 0; i < 2; i++)
+        coil__ctx_switch(&p->ctx, &other->ctx);
 }
 
 static void stepping_body(struct peer *p) {
     struct peer *other = p->arg;
     step_on();
-    for (int i = 0; i < 2; i++) coil__ctx_switch(&p->ctx, &other->ctx);
+    for (int i = 0; i < 2; i++)
+        coil__ctx_switch(&p->ctx, &other->ctx);
     step_off();
 }
 

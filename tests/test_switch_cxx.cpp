@@ -96,7 +96,8 @@ Test(switch_cxx, catches_an_exception_within_a_context) {
     peer p;
     coil__ctx_adopt(&self);
     peer_init(p, self, throw_and_catch, 3);
-    while (!p.done) coil__ctx_switch(&self, &p.ctx);
+    while (!p.done)
+        coil__ctx_switch(&self, &p.ctx);
     cr_assert_str_eq(p.log.c_str(), "~~~~bottom~~~~bottom~~~~bottom");
     peer_free(p);
     coil__ctx_release(&self);
@@ -106,7 +107,8 @@ Test(switch_cxx, keeps_exceptions_of_contexts_apart_while_they_take_turns) {
     coil__ctx self;
     peer peers[4];
     coil__ctx_adopt(&self);
-    for (int i = 0; i < 4; i++) peer_init(peers[i], self, i % 2 ? throw_after_yield : throw_and_catch, i);
+    for (int i = 0; i < 4; i++)
+        peer_init(peers[i], self, i % 2 ? throw_after_yield : throw_and_catch, i);
     for (bool busy = true; busy;) {
         busy = false;
         for (peer &p : peers) {
@@ -119,7 +121,8 @@ Test(switch_cxx, keeps_exceptions_of_contexts_apart_while_they_take_turns) {
     cr_assert_str_eq(peers[1].log.c_str(), "~1");
     cr_assert_str_eq(peers[2].log.c_str(), "~~~bottom~~~bottom~~~bottom");
     cr_assert_str_eq(peers[3].log.c_str(), "~3");
-    for (peer &p : peers) peer_free(p);
+    for (peer &p : peers)
+        peer_free(p);
     coil__ctx_release(&self);
 }
 

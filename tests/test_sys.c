@@ -1,4 +1,5 @@
-/* The plain calls behind the seam: results as the man pages have them, errors as negative errno, and none that blocks. */
+/* The plain calls behind the seam: results as the man pages have them, errors as negative errno, and none
+ * that blocks. */
 #include "driver.h"
 
 #include "check.h"
@@ -84,7 +85,8 @@ Test(sys, send_and_receive_never_block_and_never_raise_a_signal) {
     cr_expect_eq(sys->recv(fd[0], buf, sizeof buf, 0), -EAGAIN);
     cr_expect_eq(sys->send(fd[1], "hello", 5, 0), 5);
     cr_expect_eq(sys->recv(fd[0], buf, sizeof buf, 0), 5);
-    while (sys->send(fd[1], zeros, sizeof zeros, 0) > 0) continue;
+    while (sys->send(fd[1], zeros, sizeof zeros, 0) > 0)
+        continue;
     cr_expect_eq(sys->send(fd[1], zeros, sizeof zeros, 0), -EAGAIN);
     cr_expect_eq(sys->sendmsg(fd[1], &m, 0), -EAGAIN);
     close(fd[0]);

@@ -22,15 +22,16 @@ int throws_and_catches(void *arg) {
     return depth;
 }
 
-// Parks inside the catch block, then throws on what it has caught: the C++ runtime must still know this task's exception,
-// although other tasks have caught and finished theirs meanwhile, in any order.
+// Parks inside the catch block, then throws on what it has caught: the C++ runtime must still know this
+// task's exception, although other tasks have caught and finished theirs meanwhile, in any order.
 int parks_while_it_handles(void *arg) {
     int turns = *static_cast<int *>(arg);
     try {
         try {
             throw turns;
         } catch (int) {
-            for (int i = 0; i < turns; i++) coil_yield();
+            for (int i = 0; i < turns; i++)
+                coil_yield();
             if (!std::current_exception()) return -1;
             throw;
         }

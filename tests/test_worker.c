@@ -1,7 +1,7 @@
 /* The turn: its budgets, its idleness, wake-ups by other threads, and what a run leaves behind. */
-#include "worker.h"
 #include "caps.h"
 #include "op.h"
+#include "worker.h"
 
 #include "check.h"
 
@@ -46,7 +46,8 @@ static void close_pair(const int fd[2]) {
 static int64_t cpu_us(void) {
     struct rusage u;
     getrusage(RUSAGE_SELF, &u);
-    return (u.ru_utime.tv_sec + u.ru_stime.tv_sec) * INT64_C(1000000) + u.ru_utime.tv_usec + u.ru_stime.tv_usec;
+    return (u.ru_utime.tv_sec + u.ru_stime.tv_sec) * INT64_C(1000000) + u.ru_utime.tv_usec +
+           u.ru_stime.tv_usec;
 }
 
 static int receives_for_ever(void *arg) {
@@ -60,14 +61,17 @@ static int idle(void *arg) {
     coil_task t;
     make_pair(fd);
     cr_expect_eq(coil_spawn(&t, receives_for_ever, &fd[0]), 0);
-    for (int i = 0; i < 10; i++) cr_expect_eq(coil_sleep(coil_ms(5)), 0);
+    for (int i = 0; i < 10; i++)
+        cr_expect_eq(coil_sleep(coil_ms(5)), 0);
     coil_stats before = stats();
     int64_t cpu = cpu_us();
     cr_expect_eq(coil_sleep(coil_ms(300)), 0);
     cpu = cpu_us() - cpu;
     coil_stats after = stats();
-    cr_expect_leq(after.turns - before.turns, 3, "%llu turns", (unsigned long long)(after.turns - before.turns));
-    cr_expect_leq(after.enters - before.enters, 5, "%llu enters", (unsigned long long)(after.enters - before.enters));
+    cr_expect_leq(after.turns - before.turns, 3, "%llu turns",
+                  (unsigned long long)(after.turns - before.turns));
+    cr_expect_leq(after.enters - before.enters, 5, "%llu enters",
+                  (unsigned long long)(after.enters - before.enters));
     cr_expect_lt(cpu, 30000, "%lld us of CPU in 300 ms of nothing", (long long)cpu);
     cr_expect_eq(coil_cancel(t), 0);
     cr_expect_eq(join(t), -ECANCELED);
@@ -197,9 +201,11 @@ static int turn_budget(void *arg) {
     (void)arg;
     struct busy all[200] = {0};
     coil_task t[200];
-    for (int i = 0; i < 200; i++) cr_expect_eq(coil_spawn(&t[i], never_parks, &all[i]), 0);
+    for (int i = 0; i < 200; i++)
+        cr_expect_eq(coil_spawn(&t[i], never_parks, &all[i]), 0);
     coil_stats before = stats();
-    for (int i = 0; i < 20; i++) coil_yield();
+    for (int i = 0; i < 20; i++)
+        coil_yield();
     coil_stats after = stats();
     uint64_t resumes = after.resumes - before.resumes, turns = after.turns - before.turns;
     cr_expect_geq(turns, 20 * 200 / 128 - 1, "%llu turns", (unsigned long long)turns);
@@ -257,7 +263,8 @@ static int hooks(void *arg) {
     (void)arg;
     struct coil__worker *w = coil__worker_of(coil__here);
     struct counter c = {.hook = {.run = counts}};
-    for (int i = 0; i < 5; i++) coil__worker_hook(w, &c.hook);
+    for (int i = 0; i < 5; i++)
+        coil__worker_hook(w, &c.hook);
     cr_expect_eq(c.runs, 0, "not before the turn's end");
     coil_nop();
     cr_expect_eq(c.runs, 1, "once");
@@ -266,7 +273,8 @@ static int hooks(void *arg) {
     coil__worker_hook(w, &c.hook);
     struct busy b[100] = {0};
     coil_task t[100];
-    for (int i = 0; i < 100; i++) cr_expect_eq(coil_spawn(&t[i], never_parks, &b[i]), 0);
+    for (int i = 0; i < 100; i++)
+        cr_expect_eq(coil_spawn(&t[i], never_parks, &b[i]), 0);
     coil_yield();
     cr_expect_eq(c.runs, 2, "a full turn does not hold it back: after 64 resumes it runs");
     for (int i = 0; i < 100; i++) {
@@ -304,13 +312,15 @@ static void post_to(struct coil__worker *w, void *letter) {
     coil__worker_post(w, letter);
 }
 
-/* One letter at a time: the next one goes out when the last was delivered, so a lost wake-up stops everything. */
+/* One letter at a time: the next one goes out when the last was delivered, so a lost wake-up stops
+ * everything. */
 static void *posts_letters(void *arg) {
     struct posts *p = arg;
     struct letter l = {.letter = {.deliver = delivered}};
     for (int i = 1; i <= p->rounds; i++) {
         if (!coil__worker_with(p->worker, post_to, &l.letter)) abort();
-        while (atomic_load(&l.delivered) < i) sched_yield();
+        while (atomic_load(&l.delivered) < i)
+            sched_yield();
     }
     atomic_fetch_sub(&p->running, 1);
     return NULL;
@@ -318,7 +328,8 @@ static void *posts_letters(void *arg) {
 
 static int sleeps(void *arg) {
     struct posts *p = arg;
-    while (atomic_load(&p->running)) cr_expect_eq(coil_sleep(coil_ms(5)), 0);
+    while (atomic_load(&p->running))
+        cr_expect_eq(coil_sleep(coil_ms(5)), 0);
     return 0;
 }
 
@@ -327,10 +338,12 @@ static int letters(void *arg) {
     pthread_t threads[THREADS];
     struct posts p = {.worker = coil__here->worker, .rounds = check_rounds(3000), .running = THREADS};
     coil_task t;
-    for (int i = 0; i < THREADS; i++) cr_expect_eq(pthread_create(&threads[i], NULL, posts_letters, &p), 0);
+    for (int i = 0; i < THREADS; i++)
+        cr_expect_eq(pthread_create(&threads[i], NULL, posts_letters, &p), 0);
     cr_expect_eq(coil_spawn(&t, sleeps, &p), 0);
     cr_expect_eq(join(t), 0);
-    for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < THREADS; i++)
+        pthread_join(threads[i], NULL);
     return 0;
 }
 
@@ -467,8 +480,10 @@ static int parked(void *arg) {
         cr_expect_eq(coil_group_spawn(&g, sends_for_ever, &fd[i][0]), 0);
         cr_expect_eq(coil_group_spawn(&g, accepts_for_ever, &l[i]), 0);
     }
-    while (coil__worker_of(coil__here)->ops.live < 3 * PARKED) coil_nop();
-    for (int i = 0; i < 20; i++) coil_nop();
+    while (coil__worker_of(coil__here)->ops.live < 3 * PARKED)
+        coil_nop();
+    for (int i = 0; i < 20; i++)
+        coil_nop();
     cr_expect_eq(workers_of_the_kernel(), 0, "the kernel has started threads for requests on sockets");
     coil_group_cancel(&g);
     cr_expect_eq(coil_group_wait(&g), 0);
@@ -510,7 +525,8 @@ static int one_run(void) {
 }
 
 Test(worker, each_run_gives_back_its_descriptors_and_mappings) {
-    for (int i = 0; i < 5; i++) cr_assert_eq(one_run(), 0);
+    for (int i = 0; i < 5; i++)
+        cr_assert_eq(one_run(), 0);
     int fds = check_fd_count(), maps = check_map_count();
     for (int i = 0; i < 40; i++) {
         cr_assert_eq(one_run(), 0);

@@ -44,7 +44,7 @@ COIL_API int coil_group_spawn_with(coil_group *g, coil_task *out, const coil_spa
                                    void *arg);
 
 /* Waits until all children have ended. The caller's own cancel or limit cancels them, and they are waited
- * for.
+ * for. Afterwards the group is as new, and may be used again; keep_going stays.
  * Returns: 0: no child failed by itself; also after coil_group_cancel, and for a group without children. A
  *         child that was cancelled, by the group or alone, and returns -ECANCELED has not failed.
  * Errors: what the first failing child returned; else -ECANCELED or -ETIME if the caller was cancelled or out

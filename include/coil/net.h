@@ -93,7 +93,7 @@ COIL_API int coil_listen(coil_listener **out, const char *where, const coil_list
  * Source: bind(2), listen(2). */
 COIL_API int coil_listen_addr(coil_listener **out, const coil_addr *where, const coil_listen_opts *o);
 
-/* Takes the next connection. TCP connections have TCP_NODELAY on.
+/* Takes the next connection; several tasks may wait for one. TCP connections have TCP_NODELAY on.
  * Returns: 0, and the connection in *out.
  * Errors: -EMFILE, -ENFILE, -ENOMEM: no descriptor, or no memory; the connection waits. -EBADF: the listener
  *         is being closed. -ECANCELED, -ETIME: refused, or ended by cancel or limit.

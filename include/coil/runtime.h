@@ -30,17 +30,17 @@ typedef struct coil_run_opts {
     /* Never a stack without a guard page: where the process's mappings run out (vm.max_map_count), a spawn
      * gives -ENOMEM instead of a stack that is guarded by a check word alone. Source: proc(5). */
     bool guards_only;
-    /* Entries of the submission queue, at most 32768, rounded up to a power of two; 0: coil chooses. A
+    /* Entries of the submission queue, at most 32768, rounded up to a power of two; 0: 256. A
      * full queue delays requests and loses none. Source: io_uring_setup(2). */
     unsigned sq_entries;
     /* Entries of the completion queue, at least sq_entries and at most 65536, rounded up to a power of
-     * two; 0: coil chooses. Source: io_uring_setup(2), IORING_SETUP_CQSIZE. */
+     * two; 0: 4096, or twice sq_entries. Source: io_uring_setup(2), IORING_SETUP_CQSIZE. */
     unsigned cq_entries;
     /* How many receive buffers the worker's streams share, at most 32768, rounded up to a power of two; 0:
-     * coil chooses.
+     * 512.
      * Source: io_uring_register(2), IORING_REGISTER_PBUF_RING. */
     unsigned pool_buffers;
-    /* Bytes of each of them, at most 1 MiB; 0: coil chooses. */
+    /* Bytes of each of them, at most 1 MiB; 0: 4096. */
     size_t pool_buffer_size;
     /* The driver to use; the environment variable COIL_DRIVER (any, uring) wins over this. */
     enum coil_driver_kind driver;
@@ -48,10 +48,10 @@ typedef struct coil_run_opts {
      * COIL_CAPS adds to it. An unknown name is COIL_ESTART_OPTION. The caller's memory, borrowed until the
      * call returns. */
     const char *caps;
-    /* How much later than asked a timer may fire, so that timers share wake-ups; >= 0; 0: coil chooses. */
+    /* How much later than asked a timer may fire, so that timers share wake-ups; >= 0; 0: 100 us. */
     coil_dur timer_slack;
-    /* The longest wait by polling before the worker blocks, used only while answers come quickly; 0: coil
-     * chooses; negative: never poll. */
+    /* The longest wait by polling before the worker blocks, used only while work has been coming sooner than
+     * that; 0: 25 us, about what being woken costs; negative: never poll. */
     coil_dur spin_max;
     /* After main has returned and this long has been spent waiting for the other tasks to end: a report,
      * then abort. 0: wait without limit (a report comes after 5 s all the same); negative is out of range. */
@@ -72,11 +72,10 @@ typedef struct coil_run_opts {
  * Returns: what fn returned.
  * Errors: -EDEADLK: every task waited, and nothing was left that could wake one; a report told who waited for
  *         what, then all were cancelled. COIL_ESTART_KERNEL, COIL_ESTART_FORBIDDEN, COIL_ESTART_MEMLOCK,
- *         COIL_ESTART_NOMEM: it could not start, and fn was not called. COIL_ESTART_OPTION: COIL_CAPS or
- *         COIL_DRIVER names something unknown. COIL_ESTART_NESTED: called inside a task.
- * Memory: arg is the caller's; coil only hands it on.
- * Mark: none: it blocks its thread until the run has ended. Thread: any that is not inside a task.
- * Source: io_uring(7). */
+ *         COIL_ESTART_NOMEM: it could not start, and fn was not called. COIL_ESTART_OPTION: fn is NULL, or
+ * COIL_CAPS or COIL_DRIVER names something unknown. COIL_ESTART_NESTED: called inside a task. Memory: arg is
+ * the caller's; coil only hands it on. Mark: none: it blocks its thread until the run has ended. Thread: any
+ * that is not inside a task. Source: io_uring(7). */
 COIL_API int coil_run(coil_fn *fn, void *arg);
 
 /* Runs fn(arg) as coil_run does, with options.

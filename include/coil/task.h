@@ -35,11 +35,10 @@ typedef struct coil_spawn_opts {
 /* Starts a task that runs fn(arg); it becomes ready now and runs when its turn comes, without limit and
  * without shield.
  * Returns: 0, and the handle in *out. With out NULL the task is detached: nobody can join it.
- * Errors: -ENOMEM: no memory for the task, or no guarded stack (guards_only). -EAGAIN: tasks_max live
- *         already. *out is then all zero. A task spawned while its run is ending is started all the same,
- *         cancelled.
- * Memory: arg is the caller's and must be there as long as fn uses it.
- * Mark: [now]. Thread: a task. */
+ * Errors: -EINVAL: fn is NULL. -ENOMEM: no memory for the task, or no guarded stack (guards_only). -EAGAIN:
+ *         tasks_max live already. *out is then all zero. A task spawned while its run is ending is started
+ * all the same, cancelled. Memory: arg is the caller's and must be there as long as fn uses it. Mark: [now].
+ * Thread: a task. */
 COIL_API int coil_spawn(coil_task *out, coil_fn *fn, void *arg);
 
 /* Starts a task as coil_spawn does, with options.

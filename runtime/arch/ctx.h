@@ -28,34 +28,36 @@ struct coil__ctx_frame {
     uint64_t end[2];                            /* Zero where a caller's return address would be. */
 };
 
-/* Does the work: saves, changes stacks, and jumps on. Entered by a jump, with the address to come back to in rdx. */
+/* Does the work: saves, changes stacks, and jumps on. Entered by a jump, with the address to come back to in
+ * rdx. */
 void coil__ctx_jump(void);
 
 /* The registers that a call may change and that the compiler has to be told of. */
 #ifdef __AVX512F__
-#define COIL__CTX_WIDE                                                                                       \
-    , "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25", "xmm26",       \
+#define COIL__CTX_WIDE                                                                                   \
+    , "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", \
         "xmm27", "xmm28", "xmm29", "xmm30", "xmm31", "k1", "k2", "k3", "k4", "k5", "k6", "k7"
 #else
 #define COIL__CTX_WIDE
 #endif
 
-/* Saves the callee-saved registers on the current stack, stores the stack pointer in *save, and goes on where the context
- * `to` was saved.
+/* Saves the callee-saved registers on the current stack, stores the stack pointer in *save, and goes on where
+ * the context `to` was saved.
  *
- * It goes in by a jump because it comes out by one: a call would leave an entry on the processor's return stack that no
- * return takes off, and then every return of the context that goes on is predicted wrongly (two tasks that yield: 25 ns
- * instead of 7). The compiler doesn't know that the stack below its pointer is used: build with -mno-red-zone. */
+ * It goes in by a jump because it comes out by one: a call would leave an entry on the processor's return
+ * stack that no return takes off, and then every return of the context that goes on is predicted wrongly (two
+ * tasks that yield: 25 ns instead of 7). The compiler doesn't know that the stack below its pointer is used:
+ * build with -mno-red-zone. */
 static inline __attribute__((always_inline)) void coil__ctx_swap(void **save, void *to) {
     __asm__ volatile("leaq 1f(%%rip), %%rdx\n\t"
                      "jmp coil__ctx_jump\n"
                      "1:"
                      : "+D"(save), "+S"(to)
                      :
-                     : "rax", "rcx", "rdx", "r8", "r9", "r10", "r11", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5",
-                       "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14",
-                       "xmm15" COIL__CTX_WIDE, "st", "st(1)", "st(2)", "st(3)", "st(4)", "st(5)", "st(6)", "st(7)",
-                       "memory", "cc");
+                     : "rax", "rcx", "rdx", "r8", "r9", "r10", "r11", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4",
+                       "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14",
+                       "xmm15" COIL__CTX_WIDE, "st", "st(1)", "st(2)", "st(3)", "st(4)", "st(5)", "st(6)",
+                       "st(7)", "memory", "cc");
 }
 
 static inline void coil__ctx_frame_init(struct coil__ctx_frame *f, void (*entry)(void *), void *arg) {
@@ -84,8 +86,8 @@ struct coil__ctx_frame {
     uint64_t fp, lr;
 };
 
-/* Saves the callee-saved registers on the current stack, stores the stack pointer in *save, and goes on where the context
- * `to` was saved. */
+/* Saves the callee-saved registers on the current stack, stores the stack pointer in *save, and goes on where
+ * the context `to` was saved. */
 void coil__ctx_swap(void **save, void *to);
 
 /* Signs a code address for the stack pointer `sp`, as coil__ctx_swap does where it was built to sign at all.
