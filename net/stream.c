@@ -280,7 +280,7 @@ static int detach(coil_stream *s, struct coil__task *t) {
     coil__stream_stop_reading(s);
     while (s->rx.live)
         wait_settled(s, t);
-    return s->held ? -EBUSY : 0;
+    return s->held ? -EBUSY : s->read_err;
 }
 
 int coil_stream_detach(coil_stream *s) {

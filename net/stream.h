@@ -71,7 +71,6 @@ struct coil_stream {
     /* Reading, when it isn't ordinary. */
     bool starved;  /* the pool was empty: the next read goes straight into the reader's memory */
     bool readable; /* poll: recv would give something, as far as is known */
-    bool hung_up;  /* poll: the end is in sight, so that a short read doesn't mean that nothing is left */
     bool eof;
     int read_err;
 

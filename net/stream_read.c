@@ -64,7 +64,9 @@ static COLD void note_result(coil_stream *s, int res, uint32_t flags) {
         s->starved = true;
         s->w->stats.pool_empty++;
     }
-    if (res < 0 && res != -ENOBUFS && res != -ECANCELED && !s->read_err) s->read_err = res;
+    /* Some kernels answer the cancel of a receive that found no buffer with ENOENT. */
+    bool asked = res == -ECANCELED || (res == -ENOENT && s->rx.cancelling);
+    if (res < 0 && res != -ENOBUFS && !asked && !s->read_err) s->read_err = res;
 }
 
 /* Nothing in the kernel holds a sender back but a full socket buffer, and a multishot receive empties that:
@@ -88,7 +90,6 @@ static void received(struct coil__op *op, int res, uint32_t flags) {
 static void became_ready(struct coil__op *op, int res, uint32_t flags) {
     coil_stream *s = CONTAINER_OF(op, struct coil_stream, rx);
     if (res >= 0) s->readable = true;
-    if (res >= 0 && (res & (POLLRDHUP | POLLHUP | POLLERR))) s->hung_up = true;
     if (res < 0 && res != -ECANCELED && !s->read_err) s->read_err = res;
     coil__side_wake(&s->reader);
     if (!(flags & IORING_CQE_F_MORE)) coil__stream_settled(s);
@@ -168,13 +169,18 @@ static int await_input(coil_stream *s, struct coil__task *t, struct patience *p)
     return err && is_over(s, t, p, err) ? err : 0;
 }
 
+/* Errors that say something of this call only, and nothing of the connection. */
+static bool is_local(ssize_t err) {
+    return err == -EAGAIN || err == -EINTR || err == -EFAULT || err == -ENOMEM;
+}
+
 /* What a receive into the reader's memory tells about the stream. */
 static ssize_t note_direct(coil_stream *s, ssize_t n) {
     s->starved = false;
     if (n > 0) s->active_ns = s->w->s.now_ns;
     if (n < (ssize_t)s->pool->size) s->full_runs = 0;
     if (n == 0) s->eof = true;
-    if (n < 0 && n != -EAGAIN) s->read_err = (int)n;
+    if (n < 0 && !is_local(n) && !s->read_err) s->read_err = (int)n;
     return n;
 }
 
@@ -202,18 +208,20 @@ static ssize_t read_direct(coil_stream *s, struct coil__task *t, void *buf, size
         if (got != -EAGAIN) return note_direct(s, got);
     }
     int res = await_direct(s, t, buf, n, p);
-    /* The stream has ended it, not the caller's cancel: why is known there. */
-    if (res == -ECANCELED && !t->stop) return -EAGAIN;
+    /* The stream has ended it: why is known there. */
+    if (res == -EINTR) return -EAGAIN;
     if (res == -ECANCELED || res == -ETIME) return is_over(s, t, p, res) ? res : -EAGAIN;
     if (res == -EBADF && s->closing) return res;
     return note_direct(s, res);
 }
 
-/* After a short read nothing is left, and the next event will tell of more; with the end in sight there may
- * be none. */
+/* A multishot poll tells of new events only, and a short read doesn't mean that nothing is left (there may be
+ * an end behind it, or a message with a descriptor): only EAGAIN does. A poll that is made anew looks at what
+ * is there. */
 static ssize_t read_ready(coil_stream *s, void *buf, size_t n) {
     ssize_t got = coil__sys_of(s->w)->recv(s->fd, buf, n, 0);
-    if (got == -EAGAIN || (got > 0 && (size_t)got < n && !s->hung_up)) s->readable = false;
+    bool looks_again = !(s->w->s.driver->caps & COIL__CAP_BIT(POLL_MULTI));
+    if (got == -EAGAIN || (looks_again && got > 0 && (size_t)got < n)) s->readable = false;
     return got == -EAGAIN ? got : note_direct(s, got);
 }
 
@@ -251,7 +259,7 @@ static COLD ssize_t read_slowly(coil_stream *s, struct coil__task *t, void *buf,
     struct patience p = patience_of(s, t);
     ssize_t got = read_some(s, t, buf, n, &p);
     coil__side_leave(s, &s->reader);
-    coil__charge(t);
+    coil__charge_bytes(t, got > 0 ? (size_t)got : 0);
     return got;
 }
 
@@ -277,9 +285,9 @@ ssize_t coil_stream_read(coil_stream *s, void *buf, size_t n) {
         if (UNLIKELY(!s->plain_read)) return read_slowly(s, t, buf, n);
         if (UNLIKELY(!await_plainly(s, t, &err))) return err ? err : read_slowly(s, t, buf, n);
     }
-    ssize_t got = (ssize_t)take_input(s, buf, n);
-    coil__charge(t);
-    return got;
+    size_t got = take_input(s, buf, n);
+    coil__charge_bytes(t, got);
+    return (ssize_t)got;
 }
 
 static int read_all(coil_stream *s, struct coil__task *t, char *buf, size_t n, size_t *done) {
@@ -291,7 +299,7 @@ static int read_all(coil_stream *s, struct coil__task *t, char *buf, size_t n, s
         *done += (size_t)got;
         if (*done == n) break;
         /* A peer that is fast enough never makes it park. */
-        coil__charge(t);
+        coil__charge_bytes(t, (size_t)got);
         if (t->stop || t->sched->now_ns >= p.call_ns) return coil__stop_error(t);
     }
     return 0;

@@ -8,7 +8,8 @@
 enum {
     LARGE_BYTES = 16 << 10,  /* from this size on, the caller's memory is sent, not a copy */
     PIECE_BYTES = 256 << 10, /* of a large write at once, before others have a turn */
-    IOV_MAX_NOW = 18,        /* blocks in one try: high_water's default worth, and the caller's memory */
+    NO_MEMORY_RETRY_NS = 1000000,
+    IOV_MAX_NOW = 18, /* blocks in one try: high_water's default worth, and the caller's memory */
 };
 
 /* ---- the blocks ---- */
@@ -109,7 +110,10 @@ static void fail_late(coil_stream *s) {
 
 static void write_limit_over(struct coil__timer *timer) {
     coil_stream *s = CONTAINER_OF(timer, struct coil_stream, tx_timer);
-    if (!s->tx.live) return;
+    if (!s->tx.live) { /* there was no memory for it before */
+        coil__stream_try_flush(s);
+        return;
+    }
     s->tx_late = true;
     coil__op_abort(s->w, &s->tx);
 }
@@ -122,7 +126,7 @@ void coil__stream_limit_changed(coil_stream *s) {
 static void begin_tx(coil_stream *s) {
     s->tx_late = false;
     if (coil__op_begin(s->w, &s->tx)) {
-        fail_output(s, -ENOMEM);
+        coil__timer_arm(&s->w->s, &s->tx_timer, coil__add_ns(coil__clock(&s->w->s), NO_MEMORY_RETRY_NS));
         return;
     }
     s->sending = true;
@@ -325,15 +329,15 @@ static ssize_t write_piece(coil_stream *s, struct coil__task *t, const char *p, 
     ssize_t k = send_both(s, t, p, n);
     if (k >= 0) return (ssize_t)consume_both(s, (size_t)k);
     if (s->closing) return -EBADF;
-    if (k == -EAGAIN) return 0;
-    if (k != -ECANCELED && k != -ETIME) fail_output(s, (int)k);
+    if (k == -EAGAIN || k == -EINTR) return 0;
+    if (k != -ECANCELED && k != -ETIME && k != -EFAULT && k != -ENOMEM) fail_output(s, (int)k);
     return k;
 }
 
 /* Between two pieces others have a turn, and what was asked of the task meanwhile holds: it may never have to
  * park. */
 static int pause_writing(const coil_stream *s, struct coil__task *t) {
-    coil__step_aside(t);
+    coil__give_way(t);
     if (s->closing) return -EBADF;
     return t->stop || t->sched->now_ns >= t->limit_ns ? coil__stop_error(t) : 0;
 }

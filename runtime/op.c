@@ -178,7 +178,9 @@ static int call(struct coil__task *t, struct coil__op *op, const char *what, int
     int res = c.wait.result;
     if (res != -ECANCELED && res != -EINTR) return res;
     if (op->fd_closed) return -EBADF;
-    return c.wait.interrupted ? coil__stop_error(t) : res;
+    if (c.wait.interrupted) return coil__stop_error(t);
+    /* Somebody else has ended it, and -ECANCELED means only that the task is cancelled. */
+    return -EINTR;
 }
 
 int coil__op_call(struct coil__task *t, struct coil__op *op, const char *what, int64_t until_ns) {

@@ -410,6 +410,8 @@ static void silence_bells(struct ring *r) {
         sqe->user_data = COIL__TAG_DRIVER;
     }
     for (int round = 0; round < 100 && (r->wake.armed || r->alarm.armed); round++) {
+        /* Without EXT_ARG nothing else would end the wait of a kernel that has nothing to say. */
+        if (!has(r, COIL__CAP_BIT(EXT_ARG))) ring_wake(&r->d);
         call_kernel(r, cq_empty(r) ? r->d.sys->now() + 10000000 : 0);
         drop_completions(r);
     }

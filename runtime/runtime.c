@@ -138,7 +138,7 @@ static void exit_report(struct coil__timer *timer) {
         abort();
     }
     r->exit_reported = true;
-    if (r->exit_limit_ns) coil__timer_arm(&r->w.s, timer, r->exit_began_ns + r->exit_limit_ns);
+    if (r->exit_limit_ns) coil__timer_arm(&r->w.s, timer, coil__add_ns(r->exit_began_ns, r->exit_limit_ns));
 }
 
 /* The main task has returned: everybody else is asked to end. */
@@ -263,11 +263,11 @@ static void open_worker(struct run *r, const coil_run_opts *o) {
 
 static void close_worker(struct run *r) {
     struct coil__worker *w = &r->w;
+    coil__timer_disarm(&w->s, &r->exit_timer);
     take_back_objects(w);
     coil__signals_leave(w);
     coil__worker_leave(w);
     coil__here = NULL;
-    coil__timer_disarm(&w->s, &r->exit_timer);
     coil__ops_free(w);
     coil__block_cache_free(&w->blocks);
     coil__sched_free(&w->s);
@@ -324,7 +324,7 @@ void coil_stats_get(coil_stats *out) {
                         .ops = w->stats.ops,
                         .completions = w->stats.completions,
                         .cancels = w->stats.cancels,
-                        .resumes = w->stats.resumes,
+                        .resumes = s->resumes,
                         .spins = w->stats.spins,
                         .sq_full = s->driver->stats.sq_full,
                         .cq_overflow = s->driver->stats.cq_overflow,

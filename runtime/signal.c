@@ -111,12 +111,12 @@ static struct desk *take_desk(struct coil__worker *w) {
     return d;
 }
 
-/* The handler is set once per process and signal. It restarts system calls of threads that aren't coil's; a
- * worker's wait ends all the same. */
+/* The handler is set once per process and signal. It restarts system calls of threads that aren't coil's, and
+ * spares the tasks' stacks; a worker's wait ends all the same. */
 static void want(struct desk *d, uint64_t signals) {
     uint64_t fresh = signals & ~atomic_load(&d->wanted);
     if (!fresh) return;
-    struct sigaction sa = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    struct sigaction sa = {.sa_handler = on_signal, .sa_flags = SA_RESTART | SA_ONSTACK};
     sigfillset(&sa.sa_mask);
     pthread_mutex_lock(&lock);
     atomic_fetch_or(&d->wanted, fresh);
@@ -142,9 +142,11 @@ void coil__signals_leave(struct coil__worker *w) {
         if ((wanted & bit(sig)) && --users[sig] == 0) restore(sig);
     }
     atomic_store(&d->worker, NULL);
-    pthread_mutex_unlock(&lock);
+    /* Before anybody else can take the desk: a handler that is still at it posts the letter to this worker.
+     */
     while (atomic_load(&d->handlers))
         sched_yield();
+    pthread_mutex_unlock(&lock);
 }
 
 /* ---- the call ---- */

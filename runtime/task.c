@@ -131,6 +131,7 @@ static inline struct coil__task *take_ready(struct coil__sched *s) {
     s->current = t;
     if (!t) return NULL;
     s->slice--;
+    s->resumes++;
     prefetch_ahead(&s->ready);
     CHECK(t->state == COIL__READY);
     t->state = COIL__RUNNING;
@@ -192,13 +193,14 @@ static inline void switch_away(struct coil__sched *s, struct coil__task *from) {
 }
 
 uint32_t coil__sched_run(struct coil__sched *s, uint32_t resumes) {
+    uint64_t before = s->resumes;
     s->slice = resumes;
     struct coil__task *first = take_ready(s);
     if (!first) return 0;
     coil__ctx_switch(&s->loop, &first->ctx);
     arrived(s);
     CHECK(s->current == NULL);
-    return resumes - s->slice;
+    return (uint32_t)(s->resumes - before);
 }
 
 void coil__sched_next_turn(struct coil__sched *s) {
@@ -226,6 +228,12 @@ void coil__step_aside(struct coil__task *t) {
     t->state = COIL__READY;
     coil__ring_queue_push(&t->sched->ready, t);
     switch_away(t->sched, t);
+}
+
+void coil__give_way(struct coil__task *t) {
+    struct coil__sched *s = t->sched;
+    if (coil__clock(s) >= s->turn_ends_ns) s->slice = 0;
+    coil__step_aside(t);
 }
 
 void coil__interrupt(struct coil__task *t) {

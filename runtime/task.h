@@ -117,6 +117,7 @@ struct coil__sched {
     struct coil__ring_queue ready; /* tasks in state READY */
     struct coil__task *current;    /* RUNNING; NULL in the worker's loop */
     struct coil__task *dead;       /* has just ended: the next context to run gives its stack back */
+    uint64_t resumes;              /* so far */
     uint32_t slice;                /* resumes left before the loop has the worker again ... */
     int64_t turn_ends_ns;          /* ... which it also has from this moment on */
     uint32_t outside;              /* parked tasks whose wait something outside can end */
@@ -211,10 +212,20 @@ static inline int coil__admit(struct coil__task *t) {
     return coil__refuse(t);
 }
 
+/* The current task goes behind all that are ready now, after a look at the clock: it has done work that may
+ * have taken long. */
+void coil__give_way(struct coil__task *t);
+
 /* Last thing in a [parks] call that finished without parking: gives way after QUICK_MAX of them, so that a
- * task whose data never runs out can't hold the worker. */
+ * task whose data never runs out can't hold the worker. A call that has moved many bytes counts for several.
+ */
+static inline void coil__charge_bytes(struct coil__task *t, size_t bytes) {
+    t->quick += 1 + (uint32_t)MIN(bytes / 4096, (size_t)COIL__QUICK_MAX);
+    if (UNLIKELY(t->quick >= COIL__QUICK_MAX)) coil__give_way(t);
+}
+
 static inline void coil__charge(struct coil__task *t) {
-    if (UNLIKELY(++t->quick >= COIL__QUICK_MAX)) coil__step_aside(t);
+    coil__charge_bytes(t, 0);
 }
 
 static inline int64_t coil__clock(struct coil__sched *s) {

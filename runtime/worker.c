@@ -114,7 +114,6 @@ static void run_tasks(struct coil__worker *w) {
         resumes += coil__sched_run(s, RESUMES_PER_FLUSH);
         run_hooks(w);
     }
-    w->stats.resumes += resumes;
 }
 
 static bool work_waits(const struct coil__worker *w) {
@@ -190,7 +189,7 @@ static void wait_for_work(struct coil__worker *w) {
 static void enter(struct coil__worker *w) {
     while (!work_waits(w) && hopeless(w))
         w->stuck(w); /* comes back once; aborts where that has readied nobody */
-    if (work_waits(w) || w->s.live == 0) {
+    if (work_waits(w) || (w->s.live == 0 && w->ops.live == 0)) {
         w->s.driver->ops->enter(w->s.driver, 0);
     } else {
         wait_for_work(w);

@@ -55,7 +55,7 @@ struct coil__worker {
     uint32_t spin_rest;  /* what spin_skip will be after the next miss */
     uint32_t spin_hits;  /* waits in a row that polling has ended */
     struct {
-        uint64_t turns, ops, completions, cancels, resumes, spins, pool_empty, streams_now;
+        uint64_t turns, ops, completions, cancels, spins, pool_empty, streams_now;
     } stats;
 
     struct coil__worker *next; /* in the process's list of workers */

@@ -394,7 +394,7 @@ static int writes_in_time(void *arg) {
 }
 
 static void races_writers(enum pair_kind kind, bool cancels, int expected) {
-    int peer, stopped = 0, rounds = check_rounds(CHECK_SANITIZED ? 2000 : 5000);
+    int peer, stopped = 0, rounds = check_rounds(10000);
     struct writing w = {.s = stream_and_peer(kind, &peer)};
     uint64_t got = 0;
     small_send_buffer(coil_stream_fd(w.s));

@@ -246,34 +246,43 @@ TaskTest(stream_read, an_interrupted_read_exact_tells_how_far_it_came) {
     return 0;
 }
 
-static int writes_without_end(void *arg) {
-    int err;
-    while ((err = coil_stream_write(arg, bytes, sizeof bytes)) == 0)
-        continue;
-    return err;
+static struct coil__sys plenty;
+
+static ssize_t always_gives(int fd, void *buf, size_t n, int flags) {
+    (void)fd, (void)flags;
+    memset(buf, 'p', MIN(n, 64));
+    return (ssize_t)MIN(n, 64);
 }
 
-/* Both are on one worker, and neither ever has to wait for long. */
-TaskTest(stream_read, a_cancel_or_limit_ends_a_read_exact_and_a_write_whose_peer_is_always_ready) {
-    coil_stream *s[2];
-    enum { FAR = 1 << 30 };
-    char *buf = malloc(FAR);
-    size_t done = 0;
-    stream_pair(UNIX_PAIR, s);
-    coil_task w = spawn(writes_without_end, s[1]);
-    coil_scope soon = coil_within(coil_ms(20));
-    int err = coil_stream_read_exact(s[0], buf, FAR, &done);
-    cr_expect(coil_leave(&soon) == (err == -ETIME));
-    cr_expect(err == -ETIME || done == FAR, "%d", err);
-    const coil_limits brief = {.read = coil_ms(20)};
-    cr_expect_eq(coil_stream_limits(s[0], &brief), 0);
-    err = coil_stream_read_exact(s[0], buf, FAR, &done);
-    cr_expect(err == -ETIME || done == FAR, "%d", err);
-    coil_cancel(w);
-    cr_expect_eq(join(w), -ECANCELED);
-    coil_stream_abort(s[0]);
-    coil_stream_abort(s[1]);
-    free(buf);
+/* A stream whose receives into the caller's memory always bring something, so that it never has to park. */
+static coil_stream *endless_stream(int *peer) {
+    coil_stream *s = stream_and_peer(UNIX_PAIR, peer);
+    s->way = COIL__WAY_DIRECT;
+    plenty = coil__sys_linux;
+    plenty.recv = always_gives;
+    coil__here->driver->sys = &plenty;
+    return s;
+}
+
+TaskTest(stream_read, a_cancel_or_limit_ends_a_read_exact_that_never_has_to_park) {
+    int peer;
+    const coil_limits brief = {.read = coil_ns(1000)};
+    struct exact e = {.s = endless_stream(&peer), .n = sizeof bytes};
+    coil_task t = spawn(reads_exactly, &e);
+    coil_yield();
+    coil_cancel(t);
+    cr_expect_eq(join(t), -ECANCELED);
+    cr_expect(e.done > 0 && e.done < e.n, "%zu", e.done);
+    coil_scope soon = coil_within(coil_ns(1000));
+    cr_expect_eq(reads_exactly(&e), -ETIME);
+    cr_expect(coil_leave(&soon));
+    cr_expect(e.done > 0 && e.done < e.n, "%zu", e.done);
+    cr_expect_eq(coil_stream_limits(e.s, &brief), 0);
+    cr_expect_eq(reads_exactly(&e), -ETIME);
+    cr_expect(e.done > 0 && e.done < e.n, "%zu", e.done);
+    coil__here->driver->sys = &coil__sys_linux;
+    coil_stream_abort(e.s);
+    close(peer);
     return 0;
 }
 
@@ -639,6 +648,36 @@ static void others_tick_while_reading(size_t size, bool exact) {
     cr_expect_eq(join(t), 0);
     pthread_join(thread, NULL);
     coil_stream_abort(s);
+}
+
+/* Everything is there before the first read, so that only what each call is charged gives the others a turn.
+ */
+static void others_tick_while_nothing_is_waited_for(bool exact) {
+    enum { READS = 50000 };
+    int peer;
+    struct ticker k = {0};
+    coil_stream *s = stream_and_peer(UNIX_PAIR, &peer);
+    for (int i = 0; i < READS + 1; i += (READS + 1) / 3) {
+        cr_expect_eq(send(peer, bytes, (READS + 1) / 3, MSG_DONTWAIT), (READS + 1) / 3);
+    }
+    cr_expect_eq(coil_stream_read(s, bytes, 1), 1);
+    turns(2);
+    coil_task t = spawn(ticks, &k);
+    for (int i = 0; i < READS; i++) {
+        cr_expect_eq(exact ? coil_stream_read_exact(s, bytes, 1, NULL) : coil_stream_read(s, bytes, 1),
+                     exact ? 0 : 1);
+    }
+    cr_expect_geq(k.ticks, READS / 64 - 1, "%llu ticks", (unsigned long long)k.ticks);
+    k.stop = true;
+    cr_expect_eq(join(t), 0);
+    cr_expect_eq(coil_stream_close(s), 0);
+    close(peer);
+}
+
+TaskTest(stream_read, reads_that_never_have_to_wait_let_others_tick) {
+    others_tick_while_nothing_is_waited_for(false);
+    others_tick_while_nothing_is_waited_for(true);
+    return 0;
 }
 
 TaskTest(stream_read, a_stream_whose_data_never_runs_out_lets_others_tick) {

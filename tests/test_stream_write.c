@@ -165,6 +165,36 @@ TaskTest(stream_write, bytes_leave_although_the_task_runs_on) {
     return 0;
 }
 
+struct ticker {
+    unsigned ticks;
+    bool stop;
+};
+
+static int ticks(void *arg) {
+    struct ticker *k = arg;
+    for (; !k->stop; k->ticks++)
+        coil_yield();
+    return 0;
+}
+
+TaskTest(stream_write, writes_that_never_have_to_wait_let_others_tick) {
+    enum { WRITES = 50000 };
+    int peer;
+    struct ticker k = {0};
+    const coil_limits l = {.high_water = WRITES};
+    coil_stream *s = stream_and_peer(UNIX_PAIR, &peer);
+    cr_expect_eq(coil_stream_limits(s, &l), 0);
+    coil_task t = spawn(ticks, &k);
+    for (int i = 0; i < WRITES; i++)
+        cr_expect_eq(coil_stream_write(s, "x", 1), 0);
+    cr_expect_geq(k.ticks, WRITES / 64 - 1, "%u ticks", k.ticks);
+    k.stop = true;
+    cr_expect_eq(join(t), 0);
+    coil_stream_abort(s);
+    close(peer);
+    return 0;
+}
+
 /* ---- refused ---- */
 
 struct writing {
@@ -230,6 +260,33 @@ TaskTest(stream_write, a_refused_call_does_nothing) {
     cr_expect_eq(coil_stream_written(s), 0);
     cr_expect_eq(coil_stream_close(s), 0);
     cr_expect_eq(take_to_end(peer, 0), 0);
+    close(peer);
+    return 0;
+}
+
+static ssize_t takes_a_little(int fd, const struct msghdr *m, int flags) {
+    (void)fd, (void)m, (void)flags;
+    return 1;
+}
+
+TaskTest(stream_write, a_cancel_or_limit_ends_a_large_write_that_never_has_to_park) {
+    int peer;
+    struct writing w = {.s = stream_and_peer(UNIX_PAIR, &peer), .n = sizeof bytes};
+    counted = coil__sys_linux;
+    counted.sendmsg = takes_a_little;
+    coil__here->driver->sys = &counted;
+    coil_task t = spawn(writes, &w);
+    coil_yield();
+    coil_cancel(t);
+    cr_expect_eq(join(t), -ECANCELED);
+    int64_t n = coil_stream_written(w.s);
+    cr_expect(n > 0 && n < (int64_t)w.n, "%lld", (long long)n);
+    coil_scope soon = coil_within(coil_ns(1000));
+    cr_expect_eq(writes(&w), -ETIME);
+    cr_expect(coil_leave(&soon));
+    cr_expect_lt(coil_stream_written(w.s), (int64_t)w.n);
+    coil__here->driver->sys = &coil__sys_linux;
+    coil_stream_abort(w.s);
     close(peer);
     return 0;
 }

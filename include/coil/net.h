@@ -95,7 +95,8 @@ COIL_API int coil_listen_addr(coil_listener **out, const coil_addr *where, const
 
 /* Takes the next connection; several tasks may wait for one. TCP connections have TCP_NODELAY on.
  * Returns: 0, and the connection in *out.
- * Errors: -EMFILE, -ENFILE, -ENOMEM: no descriptor, or no memory; the connection waits. -EBADF: the listener
+ * Errors: -EINVAL: l or out is NULL. -EMFILE, -ENFILE, -ENOMEM: no descriptor, or no memory; the connection
+ *         waits. -EBADF: the listener
  *         is being closed. -ECANCELED, -ETIME: refused, or ended by cancel or limit.
  * Memory: *out is the caller's until coil_stream_close, coil_stream_abort or coil_stream_detach.
  * Mark: [parks]. Thread: a task.
@@ -104,7 +105,7 @@ COIL_API int coil_listener_accept(coil_listener *l, coil_stream **out);
 
 /* Tells the address that the listener is bound to, with the port that the kernel chose.
  * Returns: 0.
- * Errors: none.
+ * Errors: -EINVAL: l or out is NULL.
  * Memory: *out is the caller's.
  * Mark: [now]. Thread: a task.
  * Source: getsockname(2). */
@@ -113,7 +114,7 @@ COIL_API int coil_listener_addr(const coil_listener *l, coil_addr *out);
 /* Stops listening. Connections that were not handed out are closed with it; those handed out live on. A Unix
  * path stays in the file system.
  * Returns: 0; also for NULL.
- * Errors: none.
+ * Errors: -EBADF: another task closes it already.
  * Memory: l is gone when the call returns.
  * Mark: [always]. Thread: a task. */
 COIL_API int coil_listener_close(coil_listener *l);

@@ -54,7 +54,8 @@ typedef struct coil_run_opts {
      * that; 0: 25 us, about what being woken costs; negative: never poll. */
     coil_dur spin_max;
     /* After main has returned and this long has been spent waiting for the other tasks to end: a report,
-     * then abort. 0: wait without limit (a report comes after 5 s all the same); negative is out of range. */
+     * then abort. 0: wait without limit (a report comes after 5 s all the same, and where nothing is left
+     * that could wake them, the run aborts at once); negative is out of range. */
     coil_dur exit_limit;
     /* Other threads may cancel tasks of this run: "nothing is left that could wake a task" is then no
      * deadlock. */

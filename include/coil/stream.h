@@ -23,11 +23,12 @@ extern "C" {
 /* Limits of a stream; zero is the default of each, and COIL_FOREVER is no limit. A negative time is out of
  * range. */
 typedef struct coil_limits {
-    coil_dur read;        /* how long one reading call may take; default none */
-    coil_dur write;       /* since the last byte left, while bytes wait; also in close; default 60 s */
-    coil_dur idle;        /* no byte either way for so long: a parked read ends with -ETIME; default none */
-    size_t high_water;    /* a write parks while more bytes than this wait to be sent; default 64 KiB */
-    size_t read_buffer;   /* most bytes kept for the reader; default 64 KiB */
+    coil_dur read;      /* how long one reading call may take; default none */
+    coil_dur write;     /* since the last byte left, while bytes wait; also in close; default 60 s */
+    coil_dur idle;      /* no byte either way for so long: a parked read ends with -ETIME; default none */
+    size_t high_water;  /* a write parks while more bytes than this wait to be sent; default 64 KiB */
+    size_t read_buffer; /* with so many bytes unread no more is asked for, and what is on its way still comes;
+                           64 KiB */
     uint64_t reserved[4]; /* must be zero */
 } coil_limits;
 
@@ -125,7 +126,8 @@ COIL_API int coil_stream_finish(coil_stream *s);
 COIL_API int coil_stream_close(coil_stream *s);
 
 /* Closes the stream at once and drops what waits to be sent; a TCP peer gets a reset. NULL: does nothing.
- * Memory: s and its descriptor are gone when the call returns.
+ * Memory: s and its descriptor are gone when the call returns; where another task closes s already, that one
+ *         takes it back.
  * Mark: [always]. Thread: a task.
  * Source: socket(7), SO_LINGER; RFC 9293 section 3.10.5. */
 COIL_API void coil_stream_abort(coil_stream *s);
@@ -151,7 +153,8 @@ COIL_API int coil_stream_local(const coil_stream *s, coil_addr *out);
 /* Tells the stream's descriptor, for options.
  * Returns: the descriptor, >= 0.
  * Errors: -EBADF: s is being closed. -EINVAL: s is NULL.
- * Memory: the descriptor is borrowed: it stays the stream's. Do not read, write or close it.
+ * Memory: the descriptor is borrowed: it stays the stream's. Do not read, write or close it, and do not give
+ *         it a linger time, which would make the worker wait when the stream is closed.
  * Mark: [now]. Thread: a task.
  * Source: setsockopt(2). */
 COIL_API int coil_stream_fd(const coil_stream *s);
