@@ -185,6 +185,7 @@ static void take_back_objects(struct coil__worker *w) {
             fprintf(stderr, "coil: a %s was left open at the end of coil_run; closing it\n", o->what);
         o->take_back(o);
     }
+    w->taking_back = true;
     while (w->ops.live)
         coil__worker_turn(w);
 }

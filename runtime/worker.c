@@ -189,7 +189,8 @@ static void wait_for_work(struct coil__worker *w) {
 static void enter(struct coil__worker *w) {
     while (!work_waits(w) && hopeless(w))
         w->stuck(w); /* comes back once; aborts where that has readied nobody */
-    if (work_waits(w) || (w->s.live == 0 && w->ops.live == 0)) {
+    bool nobody_left = w->s.live == 0 && !(w->taking_back && w->ops.live);
+    if (work_waits(w) || nobody_left) {
         w->s.driver->ops->enter(w->s.driver, 0);
     } else {
         wait_for_work(w);

@@ -49,6 +49,7 @@ struct coil__worker {
     struct coil__inbox inbox;
     atomic_bool sleeping; /* whoever posts must wake it */
     bool external_wakes, quiet;
+    bool taking_back; /* no task is left, and requests of what tasks have left open are waited for */
     int64_t slack_ns;
     int64_t spin_max_ns; /* 0: never */
     uint32_t spin_skip;  /* waits until polling is tried again */

@@ -670,3 +670,21 @@ Test(runtime, after_the_run_sigpipe_is_the_programs_again) {
     cr_assert(check_in_child(run_then_raise, NULL, &status, err, sizeof err));
     cr_assert(WIFSIGNALED(status) && WTERMSIG(status) == SIGPIPE, "%#x %s", (unsigned)status, err);
 }
+
+static int outlives_the_report(void *arg) {
+    (void)arg;
+    COIL_SHIELD(coil_sec(20));
+    return coil_sleep(coil_ms(5200));
+}
+
+static int leaves_one_behind(void *arg) {
+    (void)arg;
+    cr_expect_eq(coil_spawn(NULL, outlives_the_report, NULL), 0);
+    cr_expect_eq(coil_yield(), 0);
+    return 3;
+}
+
+Test(runtime, an_exit_limit_beyond_the_end_of_time_is_none) {
+    coil_run_opts o = {.exit_limit = COIL_FOREVER, .quiet = true};
+    cr_assert_eq(coil_run_with(&o, leaves_one_behind, NULL), 3);
+}

@@ -688,3 +688,75 @@ TaskTest(stream_read, a_stream_whose_data_never_runs_out_lets_others_tick) {
     others_tick_while_reading(1 << 20, true);
     return 0;
 }
+
+/* ---- what stops a receive short of what is there ---- */
+
+static void send_with_descriptor(int fd, const char *text) {
+    char control[CMSG_SPACE(sizeof fd)] = {0};
+    struct iovec iov = {(char *)(uintptr_t)text, strlen(text)};
+    struct msghdr m = {
+        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof fd);
+    memcpy(CMSG_DATA(c), &fd, sizeof fd);
+    cr_expect_eq(sendmsg(fd, &m, 0), (ssize_t)strlen(text));
+}
+
+TaskTest(stream_read, a_receive_that_stops_at_a_passed_descriptor_is_not_taken_for_the_last) {
+    int p[2];
+    char buf[64];
+    cr_expect_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, p), 0);
+    coil_stream *s = adopt(p[0]);
+    send_with_descriptor(p[1], "abc");
+    send_with_descriptor(p[1], "def");
+    COIL_WITHIN(coil_sec(20));
+    cr_expect_eq(coil_stream_read_exact(s, buf, 6, NULL), 0);
+    cr_expect_eq(memcmp(buf, "abcdef", 6), 0);
+    cr_expect_eq(coil_stream_close(s), 0);
+    close(p[1]);
+    return 0;
+}
+
+TaskTest(stream_read, a_bad_buffer_is_no_error_of_the_connection) {
+    int p[2];
+    static char big[64 << 10];
+    cr_expect_eq(pipe(p), 0);
+    coil_stream *in = adopt(p[0]);
+    cr_expect_eq(write(p[1], "x", 1), 1);
+    cr_expect_eq(coil_stream_read(in, (void *)8, 1), -EFAULT);
+    cr_expect_eq(coil_stream_read(in, big, 1), 1);
+    cr_expect_eq(coil_stream_close(in), 0);
+    close(p[1]);
+    return 0;
+}
+
+/* ---- many bytes a call ---- */
+
+static void work_for(int64_t ns) {
+    int64_t end_ns = coil_now().ns + ns;
+    while (coil_now().ns < end_ns) {
+    }
+}
+
+TaskTest(stream_read, much_work_for_every_read_doesnt_make_a_turn_long) {
+    enum { READS = 256 };
+    int peer;
+    coil_stats before, after;
+    coil_stream *s = stream_and_peer(0, &peer);
+    for (int i = 0; i < READS; i++)
+        cr_expect_eq(send(peer, "12345678", 8, 0), 8);
+    char c[8];
+    coil_stats_get(&before);
+    for (int i = 0; i < READS; i++) {
+        cr_expect_eq(coil_stream_read_exact(s, c, sizeof c, NULL), 0);
+        work_for(50000);
+    }
+    coil_stats_get(&after);
+    /* 256 times 50 us, of which a turn may last 200, or 64 calls that don't park. */
+    cr_expect_geq(after.turns - before.turns, READS / 64 - 1);
+    cr_expect_eq(coil_stream_close(s), 0);
+    close(peer);
+    return 0;
+}
