@@ -26,6 +26,7 @@ static inline int coil__ring_queue_reserve(struct coil__ring_queue *q, uint32_t 
     void **at = calloc(capacity, sizeof *at);
     if (!at) return -ENOMEM;
     uint32_t n = coil__ring_queue_count(q);
+    CHECK(q->at || n == 0);
     for (uint32_t i = 0; i < n; i++)
         at[i] = q->at[(q->head + i) & q->mask];
     free(q->at);
