@@ -30,9 +30,7 @@ static int dial(coil_stream **out, struct coil__task *t, const coil_addr *to, co
 }
 
 static int check_opts(const coil_dial_opts *o) {
-    for (size_t i = 0; i < ARRAY_SIZE(o->reserved); i++) {
-        if (o->reserved[i]) return -EINVAL;
-    }
+    if (!RESERVED_ZERO(o)) return -EINVAL;
     return o->from ? coil__addr_check(o->from) : 0;
 }
 

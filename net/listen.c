@@ -158,13 +158,8 @@ static void done(struct coil__op *op, int res, uint32_t flags) {
 
 /* ---- a task accepts ---- */
 
-static void accept_abort(struct coil__wait *w) {
-    coil__node_unlink(&w->node);
-    coil__ready(w, 0);
-}
-
 static int await_connection(coil_listener *l, struct coil__task *t) {
-    struct coil__wait w = {.abort = accept_abort, .what = "accept", .fd = l->fd, .outside = true};
+    struct coil__wait w = {.abort = coil__wait_leave, .what = "accept", .fd = l->fd, .outside = true};
     int err = l->op.live || rests(l) ? 0 : arm(l);
     if (err) return err;
     coil__list_push(&l->waiters, &w.node);
@@ -279,13 +274,6 @@ static int new_listener(struct coil__worker *w, int fd, coil_listener **out) {
     return 0;
 }
 
-static bool opts_ok(const coil_listen_opts *o) {
-    for (size_t i = 0; i < ARRAY_SIZE(o->reserved); i++) {
-        if (o->reserved[i]) return false;
-    }
-    return o->backlog >= 0;
-}
-
 /* What held a port is let go of some milliseconds after its process has ended. */
 static int listen_at(coil_listener **out, struct coil__task *t, const coil_addr *a,
                      const coil_listen_opts *o) {
@@ -307,7 +295,7 @@ static int begin_listen(coil_listener **out, const coil_listen_opts **o) {
     if (!out) return -EINVAL;
     *out = NULL;
     if (!*o) *o = &defaults;
-    return opts_ok(*o) ? 0 : -EINVAL;
+    return RESERVED_ZERO(*o) && (*o)->backlog >= 0 ? 0 : -EINVAL;
 }
 
 int coil_listen_addr(coil_listener **out, const coil_addr *where, const coil_listen_opts *o) {

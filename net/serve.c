@@ -128,20 +128,13 @@ static int drain(struct server *sv, struct coil__task *t) {
     return (int)left;
 }
 
-static bool opts_ok(const coil_serve_opts *o) {
-    for (size_t i = 0; i < ARRAY_SIZE(o->reserved); i++) {
-        if (o->reserved[i]) return false;
-    }
-    return true;
-}
-
 int coil_serve(coil_listener *l, coil_handler *fn, void *arg, const coil_serve_opts *o) {
     static const coil_serve_opts defaults;
     struct coil__task *t = coil__current("coil_serve");
     int err = coil__admit(t);
     if (err) return err;
     if (!o) o = &defaults;
-    if (!l || !fn || !opts_ok(o)) return -EINVAL;
+    if (!l || !fn || !RESERVED_ZERO(o)) return -EINVAL;
     COIL_GROUP(g);
     struct server sv = {.l = l, .fn = fn, .arg = arg, .o = o, .g = &g};
     coil_group_keep_going(&g);

@@ -116,11 +116,8 @@ int coil_stream_adopt(coil_stream **out, int fd) {
 
 static bool limits_ok(const coil_limits *l) {
     const size_t bytes_max = 1 << 30;
-    for (size_t i = 0; i < ARRAY_SIZE(l->reserved); i++) {
-        if (l->reserved[i]) return false;
-    }
-    return l->read.ns >= 0 && l->write.ns >= 0 && l->idle.ns >= 0 && l->high_water <= bytes_max &&
-           l->read_buffer <= bytes_max;
+    return RESERVED_ZERO(l) && l->read.ns >= 0 && l->write.ns >= 0 && l->idle.ns >= 0 &&
+           l->high_water <= bytes_max && l->read_buffer <= bytes_max;
 }
 
 int coil_stream_limits(coil_stream *s, const coil_limits *l) {

@@ -28,6 +28,16 @@
 /* `call` is the public function that was misused; the rest is a printf format that ends the sentence. */
 #define MISUSE(call, ...) coil__misuse(call, __VA_ARGS__)
 
+/* The reserved words at the end of an options structure are zero, so that it can grow. */
+#define RESERVED_ZERO(o) coil__all_zero((o)->reserved, ARRAY_SIZE((o)->reserved))
+
+static inline bool coil__all_zero(const uint64_t *words, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (words[i]) return false;
+    }
+    return true;
+}
+
 _Noreturn COLD void coil__check_failed(const char *what, const char *file, int line);
 _Noreturn COLD void coil__misuse(const char *call, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));

@@ -53,16 +53,9 @@ static bool power_of_two_up(unsigned *v, unsigned dflt, unsigned max) {
     return true;
 }
 
-static bool reserved_zero(const coil_run_opts *o) {
-    for (size_t i = 0; i < ARRAY_SIZE(o->reserved); i++) {
-        if (o->reserved[i]) return false;
-    }
-    return true;
-}
-
 /* Fills in defaults; the name of the option that is out of range, or NULL. */
 static const char *complete_options(coil_run_opts *o) {
-    if (!reserved_zero(o)) return "reserved (must be zero)";
+    if (!RESERVED_ZERO(o)) return "reserved (must be zero)";
     if (!power_of_two_up(&o->sq_entries, SQ_ENTRIES, 32768)) return "sq_entries";
     if (!power_of_two_up(&o->cq_entries, MAX(CQ_ENTRIES, 2 * o->sq_entries), 65536)) return "cq_entries";
     if (o->cq_entries < o->sq_entries) return "cq_entries";

@@ -170,14 +170,9 @@ static int signal_set(const int *signals, size_t n, uint64_t *set) {
     return 0;
 }
 
-static void wait_abort(struct coil__wait *w) {
-    coil__node_unlink(&w->node);
-    coil__ready(w, 0);
-}
-
 int coil_signal_wait(const int *signals, size_t n) {
     struct coil__task *t = coil__current("coil_signal_wait");
-    struct signal_wait w = {.wait = {.abort = wait_abort, .what = "signal", .fd = -1, .outside = true}};
+    struct signal_wait w = {.wait = {.abort = coil__wait_leave, .what = "signal", .fd = -1, .outside = true}};
     int err = coil__admit(t);
     if (!err) err = signal_set(signals, n, &w.wanted);
     if (err) return err;

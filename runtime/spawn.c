@@ -18,13 +18,8 @@ int coil_spawn_with(coil_task *out, const coil_spawn_opts *o, coil_fn *fn, void 
     return 0;
 }
 
-static void join_abort(struct coil__wait *w) {
-    coil__node_unlink(&w->node);
-    coil__ready(w, 0);
-}
-
 static int join(struct coil__task *t, struct coil__task *target, int *result) {
-    struct coil__wait w = {.abort = join_abort, .what = "join", .fd = -1};
+    struct coil__wait w = {.abort = coil__wait_leave, .what = "join", .fd = -1};
     coil__list_push(&target->joiners, &w.node);
     coil__park_until(t, &w, t->limit_ns);
     if (w.interrupted) return coil__stop_error(t);

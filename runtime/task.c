@@ -242,6 +242,11 @@ void coil__interrupt(struct coil__task *t) {
     t->wait->abort(t->wait);
 }
 
+void coil__wait_leave(struct coil__wait *w) {
+    coil__node_unlink(&w->node);
+    coil__ready(w, 0);
+}
+
 int coil__stop_error(struct coil__task *t) {
     if (t->stop) return -ECANCELED;
     if (t->sched->now_ns >= t->limit_ns) t->fired = true;
@@ -299,13 +304,6 @@ static void task_begins(void *arg) {
     task_ends(t);
 }
 
-static bool reserved_zero(const coil_spawn_opts *o) {
-    for (size_t i = 0; i < ARRAY_SIZE(o->reserved); i++) {
-        if (o->reserved[i]) return false;
-    }
-    return true;
-}
-
 /* Room everywhere where the task may have to stand later, so that readying it or arming its timer can't fail.
  */
 static int reserve_room(struct coil__sched *s) {
@@ -347,7 +345,7 @@ static void reset(struct coil__task *t, const coil_spawn_opts *o, coil_fn *fn, v
 int coil__task_new(struct coil__sched *s, const coil_spawn_opts *o, coil_fn *fn, void *arg,
                    struct coil__task **out) {
     *out = NULL;
-    if (!fn || (o && !reserved_zero(o))) return -EINVAL;
+    if (!fn || (o && !RESERVED_ZERO(o))) return -EINVAL;
     if (s->tasks_max && s->live >= s->tasks_max) return -EAGAIN;
     struct coil__stack *stack;
     int err = coil__stack_get(&s->stacks, o ? o->stack_size : 0, &stack);

@@ -186,6 +186,8 @@ static inline void coil__ready(struct coil__wait *w, int result) {
     coil__ring_queue_push(&t->sched->ready, t);
 }
 
+/* The abort of a wait that only stands in somebody's list: takes it out, and readies its task. */
+void coil__wait_leave(struct coil__wait *w);
 /* Parks the current task on w until coil__ready. w->until_ns is not looked at here: see coil__park_until. */
 void coil__park(struct coil__task *t, struct coil__wait *w);
 /* The current task goes behind all that are ready now. */
