@@ -10,6 +10,7 @@
 /*    enum            name                first in  what coil does with it                                without it */
 #define COIL__CAPS(X)                                                                                                  \
     X(DIRECT_SEND,    "direct_send",      5, 10, "send(2) first: system calls are cheap here",     "each send is a request")             \
+    X(FILES,          "files",            5, 10, "reads and writes of files as requests",         "a thread of the blocking pool does them") \
     X(EXT_ARG,        "ext_arg",          5, 11, "waits with a time limit in the same call",      "a timerfd, polled by the ring")       \
     X(SHUTDOWN,       "shutdown",         5, 11, "shutdown as a request",                          "shutdown(2), which never blocks")    \
     X(POLL_MULTI,     "poll_multishot",   5, 13, "one poll request for many readiness events",     "a poll request per wait")            \

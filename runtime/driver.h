@@ -16,6 +16,8 @@
 #include "base.h"
 #include "list.h"
 
+#include "coil/runtime.h"
+
 #include <linux/io_uring.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -25,6 +27,11 @@
 struct coil__req {
     struct io_uring_sqe sqe; /* the image; user_data is the owner's tag with the lowest two bits clear */
     struct coil__node node;  /* see above */
+    struct {                 /* the driver's, from enter() to the last completion */
+        struct coil__node place;
+        int32_t res;
+        uint32_t seen; /* stays from one use of the record to the next; 0 before the first */
+    } own;
 };
 
 /* Kinds of user_data, in its lowest two bits. */
@@ -54,9 +61,22 @@ struct coil__pool_buf {
 
 enum { COIL__POOL_GROUP = 0 }; /* the buffer group's id in SQEs */
 
+/* Something for a thread of the blocking pool to run. */
+struct coil__job {
+    struct coil__node node;             /* in its lane's queue; linked: not begun */
+    void (*run)(struct coil__job *j);   /* on the thread */
+    void (*ended)(struct coil__job *j); /* on the thread, after run; the job may be gone when it returns */
+    uint8_t lane;                       /* enum coil__lane */
+    int64_t queued_ns, begun_ns;
+};
+
+/* Kinds of work that must not hold each other up: see threads.c. */
+enum coil__lane { COIL__LANE_NAMES, COIL__LANE_FILES, COIL__LANE_USER, COIL__LANE_COUNT };
+
 struct coil__driver {
     const struct coil__driver_ops *ops;
     const struct coil__sys *sys;
+    enum coil_driver_kind kind;
     uint64_t caps; /* bits of caps.h: what may be asked of this driver on this kernel */
     struct coil__pool pool;
     struct {
@@ -72,16 +92,23 @@ struct coil__driver_ops {
      * (COIL__NEVER: no limit; 0: doesn't wait). Returns early on a signal and on a wake-up. Never waits while
      * a cancel is pending. */
     void (*enter)(struct coil__driver *d, int64_t until_ns);
-    /* Whether a completion is there or could be had by an enter that doesn't wait. No system call. */
+    /* Whether a completion is there or could be had by an enter that doesn't wait. Called over and over by a
+     * worker that polls. */
     bool (*ready)(struct coil__driver *d);
     unsigned (*reap)(struct coil__driver *d, struct io_uring_cqe *out, unsigned max);
-    void (*wake)(struct coil__driver
-                     *d); /* any thread, also a signal handler: ends a wait, or keeps the next one short */
+    /* Any thread, also a signal handler: ends a wait, or keeps the next one short. */
+    void (*wake)(struct coil__driver *d);
     void (*give)(struct coil__driver *d, uint32_t buffer); /* a buffer of the pool goes back to the kernel */
 };
 
+/* Why a driver could not be set up; `text` is one line for people. */
+struct coil__driver_error {
+    int code; /* COIL_ESTART_* */
+    char text[320];
+};
+
 /* Plain calls, each with the meaning of its man page, but errors are returned as negative errno. None may
- * block. */
+ * block, but for those of the last group. */
 struct coil__sys {
     int64_t (*now)(void); /* CLOCK_MONOTONIC in ns */
     uint64_t (*random)(void);
@@ -101,6 +128,15 @@ struct coil__sys {
     ssize_t (*recv)(int fd, void *buf, size_t n, int flags);
     ssize_t (*send)(int fd, const void *buf, size_t n, int flags);
     ssize_t (*sendmsg)(int fd, const struct msghdr *m, int flags);
+
+    /* The blocking pool: -EAGAIN: its queue is full, -ENOMEM: it has no thread and can't start one. */
+    int (*hand_over)(struct coil__job *j);
+    bool (*take_back)(struct coil__job *j); /* false: it has begun */
+
+    /* On the pool's threads only. offset -1: from where the file stands. */
+    ssize_t (*read_file)(int fd, void *buf, size_t n, int64_t offset);
+    ssize_t (*write_file)(int fd, const void *buf, size_t n, int64_t offset);
+    int (*close_file)(int fd);
 };
 
 extern const struct coil__sys coil__sys_linux;

@@ -1,4 +1,5 @@
 /* One public call, one request. */
+#include "blocking.h"
 #include "caps.h"
 #include "op.h"
 
@@ -6,6 +7,7 @@
 
 #include <poll.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* Waits for readiness. */
 static int wait_ready(struct coil__task *t, int fd, short events, int64_t until_ns) {
@@ -64,15 +66,67 @@ ssize_t coil_sendmsg(int fd, const struct msghdr *m, int flags) {
     return on_socket("coil_sendmsg", IORING_OP_SENDMSG, fd, m, 1, flags);
 }
 
+/* ---- files, where the driver has no requests for them ---- */
+
+struct file_call {
+    struct coil__blocking b;
+    const struct coil__sys *sys;
+    uint8_t opcode;
+    int fd;
+    void *p;
+    size_t n;
+    int64_t offset;
+    ssize_t res;
+};
+
+static void run_file_call(struct coil__job *j) {
+    struct file_call *c = CONTAINER_OF(j, struct file_call, b.job);
+    switch (c->opcode) {
+    case IORING_OP_READ:
+        c->res = c->sys->read_file(c->fd, c->p, c->n, c->offset);
+        break;
+    case IORING_OP_WRITE:
+        c->res = c->sys->write_file(c->fd, c->p, c->n, c->offset);
+        break;
+    default:
+        c->res = c->sys->close_file(c->fd);
+    }
+}
+
+static void prep_file_call(struct file_call *c, const struct coil__task *t, uint8_t opcode, int fd) {
+    c->b.job.run = run_file_call;
+    c->b.job.lane = COIL__LANE_FILES;
+    c->b.fd = c->fd = fd;
+    c->b.closes = opcode == IORING_OP_CLOSE;
+    c->sys = t->sched->driver->sys;
+    c->opcode = opcode;
+}
+
+/* Whether a call on fd is one for the pool: a disk may keep it waiting, and readiness says nothing about
+ * that. */
+static bool for_pool(const struct coil__task *t, int fd) {
+    const struct coil__driver *d = t->sched->driver;
+    if (d->caps & COIL__CAP_BIT(FILES)) return false;
+    int type = d->sys->file_type(fd);
+    return type == S_IFREG || type == S_IFDIR || type == S_IFBLK;
+}
+
 static ssize_t on_file(const char *call, uint8_t opcode, int fd, const void *p, size_t n, int64_t offset) {
     struct coil__task *t = coil__current(call);
+    const char *what = call + strlen("coil_");
     int err = coil__admit(t);
     if (err) return err;
     if (offset < -1) return -EINVAL;
+    if (for_pool(t, fd)) {
+        struct file_call c = {.p = (void *)(uintptr_t)p, .n = length(n), .offset = offset};
+        prep_file_call(&c, t, opcode, fd);
+        err = coil__blocking_call(t, &c.b, what, t->limit_ns);
+        return err ? err : c.res;
+    }
     struct coil__op op;
     coil__op_init(&op);
     coil__op_prep(&op, opcode, fd, p, length(n), (uint64_t)offset);
-    return transfer(t, &op, call + strlen("coil_"), opcode == IORING_OP_READ ? POLLIN : POLLOUT);
+    return transfer(t, &op, what, opcode == IORING_OP_READ ? POLLIN : POLLOUT);
 }
 
 ssize_t coil_read(int fd, void *buf, size_t n, int64_t offset) {
@@ -137,15 +191,27 @@ int coil_nop(void) {
     return coil__op_call(t, &op, "nop", t->limit_ns);
 }
 
+static int close_file(struct coil__task *t, int fd) {
+    struct file_call c = {0};
+    prep_file_call(&c, t, IORING_OP_CLOSE, fd);
+    int err = coil__blocking_call_always(t, &c.b, "close");
+    return err ? t->sched->driver->sys->close(fd) : (int)c.res;
+}
+
+static int close_by_request(struct coil__task *t, int fd) {
+    struct coil__op op;
+    coil__op_init(&op);
+    coil__op_prep(&op, IORING_OP_CLOSE, fd, NULL, 0, 0);
+    int err = coil__op_call_always(t, &op, "close");
+    /* No memory for the request: a close is never refused. */
+    return err == -ENOMEM ? t->sched->driver->sys->close(fd) : err;
+}
+
 int coil_close(int fd) {
     struct coil__task *t = coil__current("coil_close");
     if (fd < 0) return -EBADF;
     int err = coil__ops_end_on(t, fd);
+    if (!err) err = coil__blocking_end_on(t, fd);
     if (err) return err;
-    struct coil__op op;
-    coil__op_init(&op);
-    coil__op_prep(&op, IORING_OP_CLOSE, fd, NULL, 0, 0);
-    err = coil__op_call_always(t, &op, "close");
-    /* No memory for the request: a close is never refused. */
-    return err == -ENOMEM ? t->sched->driver->sys->close(fd) : err;
+    return for_pool(t, fd) ? close_file(t, fd) : close_by_request(t, fd);
 }

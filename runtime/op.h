@@ -21,7 +21,8 @@ struct coil__op {
 
 /* A record before its first use. */
 static inline void coil__op_init(struct coil__op *op) {
-    op->req.node = (struct coil__node){0};
+    op->req.node = op->req.own.place = (struct coil__node){0};
+    op->req.own.seen = 0;
     op->live = false;
 }
 

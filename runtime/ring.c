@@ -8,6 +8,7 @@
  * close can take them back without the kernel: an SQE that names a descriptor which is closed before the
  * submit would act on whatever has got the number since. */
 #include "ring.h"
+#include "alarm.h"
 #include "caps.h"
 #include "switch.h"
 
@@ -21,7 +22,6 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-#include <sys/timerfd.h>
 #include <unistd.h>
 
 /* A descriptor whose readiness ends a wait: a poll request of the driver's own. */
@@ -38,9 +38,9 @@ struct ring {
     struct coil__list cancels; /* requests whose cancel has no SQE yet */
     unsigned sq_tail;          /* what the kernel will see as tail after the next enter */
     unsigned enter_flags;
-    struct bell wake;  /* an eventfd: other threads */
-    struct bell alarm; /* a timerfd: the wait's limit, only without EXT_ARG */
-    int64_t alarm_ns;  /* what the alarm is set to; COIL__NEVER: nothing */
+    struct bell wake;         /* an eventfd: other threads */
+    struct bell alarm;        /* the wait's limit, only without EXT_ARG */
+    struct coil__alarm clock; /* what rings it */
     struct io_uring_buf_ring *buf_ring;
     size_t buf_ring_bytes;
     int given; /* buffers put into buf_ring and not yet shown to the kernel */
@@ -138,15 +138,6 @@ static bool fill(struct ring *r) {
     return true;
 }
 
-/* Without EXT_ARG a timerfd rings at the wait's limit. It is only moved when it would ring too late: an early
- * ring is one needless turn, moving it is a system call. */
-static void set_alarm(struct ring *r, int64_t until_ns) {
-    if (r->alarm.fd < 0 || until_ns == COIL__NEVER || until_ns >= r->alarm_ns) return;
-    struct itimerspec at = {.it_value = {.tv_sec = until_ns / 1000000000, .tv_nsec = until_ns % 1000000000}};
-    CHECK(timerfd_settime(r->alarm.fd, TFD_TIMER_ABSTIME, &at, NULL) == 0);
-    r->alarm_ns = until_ns;
-}
-
 static bool cq_empty(const struct ring *r) {
     return *r->u.cq.khead == __atomic_load_n(r->u.cq.ktail, __ATOMIC_ACQUIRE);
 }
@@ -165,7 +156,7 @@ static void ring_enter(struct coil__driver *d, int64_t until_ns) {
     struct ring *r = ring_of(d);
     show_buffers(r);
     if (!fill(r) || !cq_empty(r)) until_ns = 0;
-    if (until_ns > 0) set_alarm(r, until_ns);
+    if (until_ns > 0) coil__alarm_set(&r->clock, until_ns);
     if (until_ns > 0 || unsubmitted(r) || kernel_has_more(r)) call_kernel(r, until_ns);
 }
 
@@ -190,7 +181,7 @@ static void bell_rang(struct ring *r, struct bell *b, const struct io_uring_cqe 
     uint64_t count;
     if (!(cqe->flags & IORING_CQE_F_MORE)) b->armed = false;
     if (cqe->res >= 0 && read(b->fd, &count, sizeof count) < 0) CHECK(errno == EAGAIN);
-    if (b == &r->alarm) r->alarm_ns = COIL__NEVER;
+    if (b == &r->alarm) coil__alarm_rang(&r->clock);
 }
 
 static void own_completion(struct ring *r, const struct io_uring_cqe *cqe) {
@@ -334,7 +325,7 @@ static int climb_ladder(struct ring *r, const struct coil__ring_opts *o, struct 
  * newer one, is there: see the kernel table in the README for what stands for what. */
 static void probe(struct ring *r, unsigned features, uint64_t unused) {
     struct io_uring_probe *p = io_uring_get_probe_ring(&r->u);
-    uint64_t caps = 0;
+    uint64_t caps = COIL__CAP_BIT(FILES);
     if (features & IORING_FEAT_EXT_ARG) caps |= COIL__CAP_BIT(EXT_ARG);
     if (features & IORING_FEAT_RSRC_TAGS) caps |= COIL__CAP_BIT(POLL_MULTI);
     if (p && io_uring_opcode_supported(p, IORING_OP_SHUTDOWN)) caps |= COIL__CAP_BIT(SHUTDOWN);
@@ -377,11 +368,12 @@ static bool calls_are_cheap(const struct ring *r) {
 static int open_bells(struct ring *r) {
     r->wake = (struct bell){.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), .tag = COIL__TAG_DRIVER | 4};
     r->alarm = (struct bell){.fd = -1, .tag = COIL__TAG_DRIVER | 8};
-    r->alarm_ns = COIL__NEVER;
+    r->clock.fd = -1;
     if (r->wake.fd < 0) return -errno;
     if (has(r, COIL__CAP_BIT(EXT_ARG))) return 0;
-    r->alarm.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
-    return r->alarm.fd < 0 ? -errno : 0;
+    int err = coil__alarm_open(&r->clock);
+    r->alarm.fd = r->clock.fd;
+    return err;
 }
 
 static void close_bells(struct ring *r) {
@@ -497,6 +489,7 @@ int coil__ring_open(const struct coil__ring_opts *o, struct coil__driver **out,
     io_uring_ring_dontfork(&r->u);
     r->d.ops = &ring_ops;
     r->d.sys = &coil__sys_linux;
+    r->d.kind = COIL_DRIVER_URING;
     prepare_queues(r);
     probe(r, p.features, o->caps_unused);
     register_things(r, o);

@@ -11,12 +11,6 @@ struct coil__ring_opts {
     uint64_t caps_unused; /* capabilities that must not be used although the kernel may have them */
 };
 
-/* Why a driver could not be set up; `text` is one line for people. */
-struct coil__driver_error {
-    int code; /* COIL_ESTART_* */
-    char text[320];
-};
-
 /* Sets up a ring that belongs to the calling thread. 0 and *out, or err->code. */
 int coil__ring_open(const struct coil__ring_opts *o, struct coil__driver **out,
                     struct coil__driver_error *err);

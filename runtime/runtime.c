@@ -1,8 +1,10 @@
 /* coil_run: from options to a worker, until its last task has ended. */
 #include "cancel.h"
 #include "caps.h"
+#include "poll.h"
 #include "ring.h"
 #include "signals.h"
+#include "threads.h"
 
 #include "coil/runtime.h"
 
@@ -67,13 +69,23 @@ static const char *complete_options(coil_run_opts *o) {
     if (o->timer_slack.ns == 0) o->timer_slack.ns = SLACK_NS;
     if (o->spin_max.ns == 0) o->spin_max.ns = SPIN_NS;
     if (o->exit_limit.ns < 0) return "exit_limit";
-    if (o->driver != COIL_DRIVER_ANY && o->driver != COIL_DRIVER_URING) return "driver";
+    if (o->driver > COIL_DRIVER_EPOLL) return "driver";
+    if (o->blocking_threads > 1024) return "blocking_threads";
     return NULL;
 }
 
-static bool driver_variable_ok(void) {
+/* The variable wins over the option; false: it names none. */
+static bool wanted_driver(enum coil_driver_kind *kind) {
+    static const char *const names[] = {
+        [COIL_DRIVER_ANY] = "any", [COIL_DRIVER_URING] = "uring", [COIL_DRIVER_EPOLL] = "epoll"};
     const char *v = getenv("COIL_DRIVER");
-    return !v || !*v || strcmp(v, "any") == 0 || strcmp(v, "uring") == 0;
+    if (!v || !*v) return true;
+    for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
+        if (strcmp(v, names[i])) continue;
+        *kind = (enum coil_driver_kind)i;
+        return true;
+    }
+    return false;
 }
 
 static int bad_option(const coil_run_opts *o, const char *what, const char *value) {
@@ -83,12 +95,12 @@ static int bad_option(const coil_run_opts *o, const char *what, const char *valu
     return COIL_ESTART_OPTION;
 }
 
-/* What must stay unused, by the option and by the variable. */
-static int unused_caps(const coil_run_opts *o, uint64_t *unused) {
+/* What the environment says, and what must stay unused by it and by the option. */
+static int read_environment(coil_run_opts *o, uint64_t *unused) {
     const char *bad;
     if (coil__caps_parse(o->caps, unused, &bad)) return bad_option(o, "capability", bad);
     if (coil__caps_parse(getenv("COIL_CAPS"), unused, &bad)) return bad_option(o, "COIL_CAPS:", bad);
-    return driver_variable_ok() ? 0 : bad_option(o, "COIL_DRIVER", getenv("COIL_DRIVER"));
+    return wanted_driver(&o->driver) ? 0 : bad_option(o, "COIL_DRIVER", getenv("COIL_DRIVER"));
 }
 
 /* ---- reports: one line per task ---- */
@@ -213,14 +225,37 @@ static void unblock_sigpipe(struct run *r) {
     pthread_sigmask(SIG_UNBLOCK, &pipe, NULL);
 }
 
-static int open_driver(struct run *r, const coil_run_opts *o, uint64_t unused) {
+static int open_ring(const coil_run_opts *o, uint64_t unused, struct coil__driver **out,
+                     struct coil__driver_error *err) {
     struct coil__ring_opts ring = {.sq_entries = o->sq_entries,
                                    .cq_entries = o->cq_entries,
                                    .pool_buffers = o->pool_buffers,
                                    .pool_buffer_size = (uint32_t)o->pool_buffer_size,
                                    .caps_unused = unused};
+    return coil__ring_open(&ring, out, err);
+}
+
+/* Said once in a process: the next run, and those in other threads, would say the same. */
+static void say_fallback(const coil_run_opts *o, const char *why) {
+    static atomic_flag said = ATOMIC_FLAG_INIT;
+    if (o->quiet || atomic_flag_test_and_set(&said)) return;
+    fprintf(
+        stderr,
+        "coil: using epoll instead of io_uring: %s (COIL_DRIVER=uring refuses this, =epoll asks for it)\n",
+        why);
+}
+
+/* The choice of a driver, once for the run. Where there is no ring to be had, epoll does. */
+static int open_driver(struct run *r, const coil_run_opts *o, uint64_t unused) {
+    struct coil__driver **out = &r->w.s.driver;
     struct coil__driver_error err = {.code = COIL_ESTART_NOMEM, .text = "out of memory"};
-    if (coil__ring_open(&ring, &r->w.s.driver, &err) == 0) return 0;
+    if (o->driver != COIL_DRIVER_EPOLL && open_ring(o, unused, out, &err) == 0) return 0;
+    bool to_epoll =
+        o->driver == COIL_DRIVER_EPOLL || (o->driver == COIL_DRIVER_ANY && err.code != COIL_ESTART_NOMEM);
+    if (to_epoll) {
+        if (o->driver == COIL_DRIVER_ANY) say_fallback(o, err.text);
+        if (coil__poll_open(unused, out, &err) == 0) return 0;
+    }
     if (!o->quiet) fprintf(stderr, "coil: cannot start: %s\n", err.text);
     return err.code;
 }
@@ -291,9 +326,10 @@ int coil_run_with(const coil_run_opts *opts, coil_fn *fn, void *arg) {
     if (coil__here) return COIL_ESTART_NESTED;
     const char *bad = fn ? complete_options(&o) : "a task function that is NULL";
     if (bad) return bad_option(&o, bad, NULL);
-    int err = unused_caps(&o, &unused);
+    int err = read_environment(&o, &unused);
     if (!err) err = open_driver(&r, &o, unused);
     if (err) return err;
+    coil__threads_limits(o.blocking_threads, o.blocking_queue);
     err = open_stacks(&r, &o, unused);
     if (err) {
         r.w.s.driver->ops->destroy(r.w.s.driver);
@@ -312,7 +348,7 @@ int coil_run(coil_fn *fn, void *arg) {
 void coil_stats_get(coil_stats *out) {
     struct coil__sched *s = coil__current("coil_stats_get")->sched;
     const struct coil__worker *w = &run_of(s)->w;
-    *out = (coil_stats){.driver = COIL_DRIVER_URING,
+    *out = (coil_stats){.driver = s->driver->kind,
                         .turns = w->stats.turns,
                         .enters = s->driver->stats.enters,
                         .ops = w->stats.ops,
@@ -326,5 +362,7 @@ void coil_stats_get(coil_stats *out) {
                         .tasks_now = s->live,
                         .tasks_peak = s->peak,
                         .stacks_unguarded = coil__stack_unguarded(&s->stacks),
-                        .streams_now = w->stats.streams_now};
+                        .streams_now = w->stats.streams_now,
+                        .jobs = w->stats.jobs,
+                        .jobs_wait_ns = w->stats.jobs_wait_ns};
 }

@@ -1,5 +1,6 @@
 /* The plain calls behind the seam, on Linux. */
 #include "driver.h"
+#include "threads.h"
 
 #include <fcntl.h>
 #include <stdlib.h>
@@ -97,6 +98,16 @@ static ssize_t sys_sendmsg(int fd, const struct msghdr *m, int flags) {
     return r < 0 ? -errno : r;
 }
 
+static ssize_t sys_read_file(int fd, void *buf, size_t n, int64_t offset) {
+    ssize_t r = offset < 0 ? read(fd, buf, n) : pread(fd, buf, n, offset);
+    return r < 0 ? -errno : r;
+}
+
+static ssize_t sys_write_file(int fd, const void *buf, size_t n, int64_t offset) {
+    ssize_t r = offset < 0 ? write(fd, buf, n) : pwrite(fd, buf, n, offset);
+    return r < 0 ? -errno : r;
+}
+
 const struct coil__sys coil__sys_linux = {
     .now = sys_now,
     .random = sys_random,
@@ -116,4 +127,9 @@ const struct coil__sys coil__sys_linux = {
     .recv = sys_recv,
     .send = sys_send,
     .sendmsg = sys_sendmsg,
+    .hand_over = coil__threads_hand_over,
+    .take_back = coil__threads_take_back,
+    .read_file = sys_read_file,
+    .write_file = sys_write_file,
+    .close_file = sys_close,
 };

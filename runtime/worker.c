@@ -42,6 +42,7 @@ void coil__worker_join(struct coil__worker *w) {
     pthread_once(&once, watch_forks);
     coil__list_init(&w->dirty);
     coil__list_init(&w->objects);
+    coil__list_init(&w->jobs);
     w->spin_rest = w->spin_skip = SPIN_REST_MIN;
     pthread_mutex_lock(&workers_lock);
     w->s.worker = ++last_number;

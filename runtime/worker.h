@@ -44,6 +44,7 @@ struct coil__worker {
         struct coil__worker *w); /* runtime.c: tasks wait, and nothing is left that could wake one */
     struct coil__list dirty;     /* of coil__hook */
     struct coil__list objects;   /* of coil__object */
+    struct coil__list jobs;      /* of coil__blocking: handed over to the blocking pool */
     struct coil__block_cache blocks;
 
     struct coil__inbox inbox;
@@ -56,7 +57,7 @@ struct coil__worker {
     uint32_t spin_rest;  /* what spin_skip will be after the next miss */
     uint32_t spin_hits;  /* waits in a row that polling has ended */
     struct {
-        uint64_t turns, ops, completions, cancels, spins, pool_empty, streams_now;
+        uint64_t turns, ops, completions, cancels, spins, pool_empty, streams_now, jobs, jobs_wait_ns;
     } stats;
 
     struct coil__worker *next; /* in the process's list of workers */

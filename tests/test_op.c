@@ -335,7 +335,7 @@ static int crowd(void *arg) {
     cr_expect_eq(c->sum, sent, "%u of %u", c->sum, sent);
     coil_stats s;
     coil_stats_get(&s);
-    cr_expect_gt(s.sq_full, 0, "the queue was never full");
+    if (s.driver == COIL_DRIVER_URING) cr_expect_gt(s.sq_full, 0, "the queue was never full");
     cr_expect_eq(s.completions, s.ops, "%llu begun", (unsigned long long)s.ops);
     return 0;
 }

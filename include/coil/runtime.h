@@ -14,8 +14,12 @@ typedef int coil_fn(void *arg);
 
 /* What carries requests to the kernel. */
 enum coil_driver_kind {
-    COIL_DRIVER_ANY,  /* coil chooses */
-    COIL_DRIVER_URING /* io_uring, or COIL_ESTART_KERNEL */
+    COIL_DRIVER_ANY,   /* io_uring; epoll where there is no ring to be had, and one line on stderr says why */
+    COIL_DRIVER_URING, /* io_uring, or the run doesn't start */
+    COIL_DRIVER_EPOLL  /* epoll: slower under load, the same for the program; works where io_uring is
+                        * forbidden.  Descriptors that coil_accept, coil_connect, coil_read and coil_write are
+                        * given become  O_NONBLOCK, and stay so. Files are read and written by threads of the
+                        * blocking pool. */
 };
 
 /* Options of a run; zero is the default of each. A value out of range is COIL_ESTART_OPTION. */
@@ -42,7 +46,12 @@ typedef struct coil_run_opts {
     unsigned pool_buffers;
     /* Bytes of each of them, at most 1 MiB; 0: 4096. */
     size_t pool_buffer_size;
-    /* The driver to use; the environment variable COIL_DRIVER (any, uring) wins over this. */
+    /* How many threads the blocking pool has at most, 3 to 1024; 0: 16. It is one for the process, and its
+     * threads start when there is work for them. Every run that says a number changes it. */
+    unsigned blocking_threads;
+    /* How many calls may wait for such a thread in each of the pool's lanes; 0: 4096. */
+    unsigned blocking_queue;
+    /* The driver to use; the environment variable COIL_DRIVER (any, uring, epoll) wins over this. */
     enum coil_driver_kind driver;
     /* Names of capabilities to leave unused, separated by commas; NULL: none. The environment variable
      * COIL_CAPS adds to it. An unknown name is COIL_ESTART_OPTION. The caller's memory, borrowed until the
@@ -91,7 +100,7 @@ COIL_API int coil_run_with(const coil_run_opts *o, coil_fn *fn, void *arg);
 typedef struct coil_stats {
     enum coil_driver_kind driver; /* the driver in use */
     uint64_t turns;               /* passes of the worker's loop */
-    uint64_t enters;              /* io_uring_enter calls. Source: io_uring_enter(2) */
+    uint64_t enters;              /* calls of io_uring_enter, or epoll_wait. Source: io_uring_enter(2) */
     uint64_t ops;                 /* requests begun */
     uint64_t completions;         /* completions reaped; a multishot request has several */
     uint64_t cancels;             /* cancels of requests that were sent to the kernel */
@@ -104,6 +113,8 @@ typedef struct coil_stats {
     uint64_t tasks_peak;          /* the most tasks that were alive at once */
     uint64_t stacks_unguarded;    /* stacks in use that have a check word instead of a guard page */
     uint64_t streams_now;         /* streams open */
+    uint64_t jobs;                /* calls that threads of the blocking pool have run */
+    uint64_t jobs_wait_ns;        /* how long these have waited for a thread, all together */
     uint64_t reserved[16];        /* zero */
 } coil_stats;
 
