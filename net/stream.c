@@ -58,9 +58,16 @@ void coil__side_abort(coil_stream *s, struct coil__side *side) {
 
 static void take_back(struct coil__object *o);
 
-static uint8_t choose_way(const struct coil__worker *w, bool is_socket) {
+static bool is_unix(const struct coil__worker *w, int fd) {
+    coil_addr a;
+    return coil__sock_local(coil__sys_of(w), fd, &a) == 0 && a.u.sa.sa_family == AF_UNIX;
+}
+
+static uint8_t choose_way(const struct coil__worker *w, int fd, bool is_socket) {
+    uint64_t caps = w->s.driver->caps;
     if (!is_socket) return COIL__WAY_DIRECT;
-    return w->s.driver->caps & COIL__CAP_BIT(RECV_MULTI) ? COIL__WAY_POOL : COIL__WAY_POLL;
+    if (!(caps & COIL__CAP_BIT(RECV_MULTI))) return COIL__WAY_POLL;
+    return caps & COIL__CAP_BIT(RECV_MULTI_UNIX) || !is_unix(w, fd) ? COIL__WAY_POOL : COIL__WAY_POLL;
 }
 
 int coil__stream_new(struct coil__worker *w, int fd, bool is_socket, coil_stream **out) {
@@ -75,7 +82,7 @@ int coil__stream_new(struct coil__worker *w, int fd, bool is_socket, coil_stream
     s->w = w;
     s->fd = fd;
     s->is_socket = is_socket;
-    s->way = choose_way(w, is_socket);
+    s->way = choose_way(w, fd, is_socket);
     s->send_first = is_socket && (w->s.driver->caps & COIL__CAP_BIT(DIRECT_SEND));
     s->limits = default_limits;
     s->active_ns = w->s.now_ns;

@@ -1,6 +1,7 @@
 #include "caps.h"
 
 #include <ctype.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,6 +10,42 @@ const struct coil__cap_info coil__cap_table[COIL__CAP_COUNT] = {
     COIL__CAPS(COIL__CAP_ROW)
 #undef COIL__CAP_ROW
 };
+
+/* A message and the end of the stream that come right after it make one wake-up of the two; the receive takes
+ * the message, and the end is never told. It shows where the kernel knows how much a Unix socket holds
+ * (6.17). The last number of a range is the first release in which the mending was read (6.18) or seen
+ * (6.19). */
+const struct coil__cap_exception coil__cap_exceptions[] = {
+    {COIL__CAP_RECV_MULTI_UNIX,
+     {6, 17, 0},
+     {6, 18, 20},
+     "a Unix stream's end can get lost",
+     "axboe/liburing#1549"},
+    {COIL__CAP_RECV_MULTI_UNIX,
+     {6, 19, 0},
+     {6, 19, 14},
+     "a Unix stream's end can get lost",
+     "axboe/liburing#1549"},
+};
+const unsigned coil__cap_exception_count = ARRAY_SIZE(coil__cap_exceptions);
+
+static int compare(const int a[3], const int b[3]) {
+    for (int i = 0; i < 3; i++) {
+        if (a[i] != b[i]) return a[i] < b[i] ? -1 : 1;
+    }
+    return 0;
+}
+
+uint64_t coil__caps_excepted(const char *release) {
+    uint64_t bits = 0;
+    int v[3] = {0};
+    if (sscanf(release, "%d.%d.%d", &v[0], &v[1], &v[2]) < 2) return 0;
+    for (unsigned i = 0; i < coil__cap_exception_count; i++) {
+        const struct coil__cap_exception *e = &coil__cap_exceptions[i];
+        if (compare(v, e->from) >= 0 && compare(v, e->before) < 0) bits |= UINT64_C(1) << e->cap;
+    }
+    return bits;
+}
 
 /* The bits of all that came after kernel major.minor. */
 static uint64_t newer_than(long major, long minor) {

@@ -21,6 +21,7 @@
     X(BUF_RING,       "buf_ring",         5, 19, "the kernel picks receive buffers from a ring",   "receives into the reader's memory")  \
     X(SINGLE_ISSUER,  "single_issuer",    6, 0,  "the ring belongs to one thread",                 "a ring for any thread")              \
     X(RECV_MULTI,     "recv_multishot",   6, 0,  "one receive request for a stream's whole life",  "poll, then recv")                    \
+    X(RECV_MULTI_UNIX,"recv_multishot_unix", 6, 0, "the same for streams over Unix sockets",           "poll, then recv, for these")         \
     X(DEFER_TASKRUN,  "defer_taskrun",    6, 1,  "completions are made when the worker asks",      "they are made at any system call")   \
     X(GUARD_INSTALL,  "guard_install",    6, 13, "stack guards that cost no mapping",              "mprotect; canaries past half of max_map_count")
 
@@ -42,6 +43,21 @@ struct coil__cap_info {
 };
 
 extern const struct coil__cap_info coil__cap_table[COIL__CAP_COUNT];
+
+/* A kernel that has a capability which must not be used: the only decisions that look at a version, because what
+ * is wrong there is a race, which no probe can find. */
+struct coil__cap_exception {
+    enum coil__cap cap;
+    int from[3], before[3]; /* kernel releases */
+    const char *why;        /* what goes wrong */
+    const char *report;     /* where that is shown */
+};
+
+extern const struct coil__cap_exception coil__cap_exceptions[];
+extern const unsigned coil__cap_exception_count;
+
+/* The bits that must stay unused on a kernel of this release (uname -r: "6.18.20-generic"). */
+uint64_t coil__caps_excepted(const char *release);
 
 /* Reads a list of capabilities to leave unused, separated by commas or blanks: names of the table, a kernel
  * version such as "5.10" (all that is newer than it), or "all". Adds their bits to *unused; -EINVAL for an

@@ -22,6 +22,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 /* A descriptor whose readiness ends a wait: a poll request of the driver's own. */
@@ -331,8 +332,11 @@ static void probe(struct ring *r, unsigned features, uint64_t unused) {
     if (p && io_uring_opcode_supported(p, IORING_OP_SHUTDOWN)) caps |= COIL__CAP_BIT(SHUTDOWN);
     if (p && io_uring_opcode_supported(p, IORING_OP_SOCKET))
         caps |= COIL__CAP_BIT(ACCEPT_MULTI) | COIL__CAP_BIT(BUF_RING);
-    if (p && io_uring_opcode_supported(p, IORING_OP_SENDMSG_ZC)) caps |= COIL__CAP_BIT(RECV_MULTI);
+    if (p && io_uring_opcode_supported(p, IORING_OP_SENDMSG_ZC))
+        caps |= COIL__CAP_BIT(RECV_MULTI) | COIL__CAP_BIT(RECV_MULTI_UNIX);
     io_uring_free_probe(p);
+    struct utsname kernel;
+    if (uname(&kernel) == 0) unused |= coil__caps_excepted(kernel.release);
     r->d.caps |= caps & ~unused;
 }
 
@@ -343,6 +347,7 @@ static void register_things(struct ring *r, const struct coil__ring_opts *o) {
         r->d.caps &= ~COIL__CAP_BIT(BUF_RING);
     }
     if (!has(r, COIL__CAP_BIT(BUF_RING))) r->d.caps &= ~COIL__CAP_BIT(RECV_MULTI);
+    if (!has(r, COIL__CAP_BIT(RECV_MULTI))) r->d.caps &= ~COIL__CAP_BIT(RECV_MULTI_UNIX);
     bool try_ring_fd = has(r, COIL__CAP_BIT(SUBMIT_ALL)) && !(o->caps_unused & COIL__CAP_BIT(RING_FD));
     if (try_ring_fd && io_uring_register_ring_fd(&r->u) == 1) {
         r->d.caps |= COIL__CAP_BIT(RING_FD);

@@ -222,7 +222,7 @@ static int floods_stingily(void *arg) {
     stingy = coil__sys_linux;
     stingy.send = send_little;
     stingy.sendmsg = sendmsg_little;
-    if (has_cap(COIL__CAP_BIT(RECV_MULTI))) stingy.recv = recv_little;
+    if (has_cap(COIL__CAP_BIT(RECV_MULTI_UNIX))) stingy.recv = recv_little;
     coil__here->driver->sys = &stingy;
     (void)arg;
     for (int kind = 0; kind < PAIR_KINDS; kind++) {
@@ -324,7 +324,7 @@ static int cancels_reads(void *arg) {
     coil_stream *s = stream_and_peer(UNIX_PAIR, &peer);
     s->way = COIL__WAY_DIRECT;
     cancels_against_bytes(s, peer, false);
-    if (!has_cap(COIL__CAP_BIT(RECV_MULTI))) return 0;
+    if (!has_cap(COIL__CAP_BIT(RECV_MULTI_UNIX))) return 0;
     s = stream_and_peer(UNIX_PAIR, &peer);
     cancels_against_bytes(s, peer, true);
     return 0;

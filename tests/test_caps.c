@@ -75,6 +75,23 @@ Test(caps, an_unknown_word_is_told_and_changes_nothing) {
     cr_assert_eq(coil__caps_parse("wrong", &bits, NULL), -EINVAL);
 }
 
+Test(caps, known_bad_kernels_are_excepted_and_their_neighbours_are_not) {
+    static const char *const bad[] = {"6.17.0",    "6.17.0-8-generic", "6.17.13", "6.18.0",
+                                      "6.18.19-1", "6.18-rc3",         "6.19.0",  "6.19.13-arch1-1"};
+    static const char *const good[] = {
+        "5.10.46", "6.1.0-50-amd64", "6.16.12", "6.18.20", "6.18.44-fc", "6.19.14+deb13-amd64",
+        "7.0.0",   "7.2.13",         "",        "strange"};
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
+        cr_expect_eq(coil__caps_excepted(bad[i]), COIL__CAP_BIT(RECV_MULTI_UNIX), "%s", bad[i]);
+    for (size_t i = 0; i < ARRAY_SIZE(good); i++)
+        cr_expect_eq(coil__caps_excepted(good[i]), 0, "%s", good[i]);
+}
+
+Test(caps, each_exception_says_why_and_where_that_is_shown) {
+    for (unsigned i = 0; i < coil__cap_exception_count; i++)
+        cr_expect(coil__cap_exceptions[i].why[0] && strchr(coil__cap_exceptions[i].report, '#'));
+}
+
 Test(caps, parsing_adds_to_what_is_there) {
     uint64_t bits = COIL__CAP_BIT(SHUTDOWN);
     cr_assert_eq(coil__caps_parse("ext_arg", &bits, NULL), 0);

@@ -179,6 +179,7 @@ static uint64_t caps_without(uint64_t all, uint64_t unused) {
     if (!(caps & CAP(SINGLE_ISSUER))) caps &= ~CAP(DEFER_TASKRUN);
     if (!(caps & CAP(SUBMIT_ALL))) caps &= ~CAP(RING_FD);
     if (!(caps & CAP(BUF_RING))) caps &= ~CAP(RECV_MULTI);
+    if (!(caps & CAP(RECV_MULTI))) caps &= ~CAP(RECV_MULTI_UNIX);
     return caps;
 }
 
@@ -222,6 +223,7 @@ static const char *const tiers[] = {
     "coop_taskrun",
     "single_issuer",
     "recv_multishot",
+    "recv_multishot_unix",
     "defer_taskrun",
     "coop_taskrun,single_issuer",
     "recv_multishot,accept_multishot,poll_multishot",

@@ -293,10 +293,10 @@ TaskTest(stream_read, a_reset_is_told_after_what_came_before_it) {
     cr_expect_eq(send(peer, "abc", 3, 0), 3);
     cr_expect_eq(coil_stream_read(s, buf, 1), 1);
     cr_expect_eq(coil_stream_read(s, buf, 1), 1);
-    if (!has_cap(COIL__CAP_BIT(RECV_MULTI))) cr_expect_eq(coil_stream_read(s, buf, 1), 1);
+    if (!has_cap(COIL__CAP_BIT(RECV_MULTI_UNIX))) cr_expect_eq(coil_stream_read(s, buf, 1), 1);
     reset_by(peer);
     turns(3);
-    if (has_cap(COIL__CAP_BIT(RECV_MULTI)))
+    if (has_cap(COIL__CAP_BIT(RECV_MULTI_UNIX)))
         cr_expect_eq(coil_stream_read(s, buf, sizeof buf), 1, "what is buffered");
     for (int i = 0; i < 3; i++)
         cr_expect_eq(err = (int)coil_stream_read(s, buf, 1), -ECONNRESET, "%d", err);
@@ -438,7 +438,7 @@ TaskTest(stream_read, after_the_write_limit_reading_ends_once_what_is_buffered_i
     stuff(coil_stream_fd(s));
     cr_expect_eq(coil_stream_write(s, "an answer", 9), 0);
     cr_expect_eq(coil_stream_flush(s), -ETIME);
-    if (has_cap(COIL__CAP_BIT(RECV_MULTI))) {
+    if (has_cap(COIL__CAP_BIT(RECV_MULTI_UNIX))) {
         cr_expect_eq(coil_stream_read_exact(s, buf, 2, NULL), 0, "buffered before");
         cr_expect_eq(memcmp(buf, "bc", 2), 0);
     }
@@ -470,7 +470,7 @@ static int holds_one_reads_another(void *arg) {
         cr_expect_eq(memcmp(buf, "from b", 6), 0);
     }
     coil_stats_get(&st);
-    if (has_cap(COIL__CAP_BIT(RECV_MULTI))) cr_expect_gt(st.pool_empty, 0, "the pool was too small");
+    if (has_cap(COIL__CAP_BIT(RECV_MULTI_UNIX))) cr_expect_gt(st.pool_empty, 0, "the pool was too small");
     cr_expect_eq(coil_stream_read_exact(a, buf, 2, NULL), 0);
     cr_expect_eq(memcmp(buf, "a2", 2), 0);
     cr_expect_eq(coil_stream_close(a), 0);
@@ -573,7 +573,7 @@ static int a_sender_meets_the_cap(void *arg) {
         turns(1);
         most = MAX(most, s->held);
     }
-    if (has_cap(COIL__CAP_BIT(RECV_MULTI))) {
+    if (has_cap(COIL__CAP_BIT(RECV_MULTI_UNIX))) {
         cr_expect_geq(most * 1024, l.read_buffer, "as much is kept as may be");
         cr_expect_leq(most * 1024, l.read_buffer + 3 * PER_TURN, "%u buffers of 1 KiB", most);
         cr_expect_not(s->rx.live, "it receives no more");
