@@ -81,11 +81,13 @@ typedef struct coil_run_opts {
  * threads at once: a run of its own in each. In a child forked during a run only exec and _exit may follow.
  * Returns: what fn returned.
  * Errors: -EDEADLK: every task waited, and nothing was left that could wake one; a report told who waited for
- *         what, then all were cancelled. COIL_ESTART_KERNEL, COIL_ESTART_FORBIDDEN, COIL_ESTART_MEMLOCK,
- *         COIL_ESTART_NOMEM: it could not start, and fn was not called. COIL_ESTART_OPTION: fn is NULL, or
- * COIL_CAPS or COIL_DRIVER names something unknown. COIL_ESTART_NESTED: called inside a task. Memory: arg is
- * the caller's; coil only hands it on. Mark: none: it blocks its thread until the run has ended. Thread: any
- * that is not inside a task. Source: io_uring(7). */
+ *         what, then all were cancelled. It could not start, and fn was not called: COIL_ESTART_KERNEL,
+ *         COIL_ESTART_FORBIDDEN, COIL_ESTART_MEMLOCK: there is no ring to be had, and epoll was refused by
+ *         COIL_DRIVER=uring. COIL_ESTART_NOMEM: no memory, or no descriptors. COIL_ESTART_OPTION: fn is NULL,
+ *         or COIL_CAPS or COIL_DRIVER names something unknown. COIL_ESTART_NESTED: called inside a task.
+ * Memory: arg is the caller's; coil only hands it on.
+ * Mark: none: it blocks its thread until the run has ended. Thread: any that is not inside a task.
+ * Source: io_uring(7). */
 COIL_API int coil_run(coil_fn *fn, void *arg);
 
 /* Runs fn(arg) as coil_run does, with options.
