@@ -1,9 +1,12 @@
-# What `cmake --install` lays down: headers, library, a CMake package and a pkg-config file, all of which may be moved.
+# What `cmake --install` lays down: headers, library, the program coil, a CMake package and a pkg-config file, all of which may be moved.
 set(COIL_CMAKE_DIR "${CMAKE_INSTALL_LIBDIR}/cmake/coil")
 set(COIL_PC_DIR "${CMAKE_INSTALL_LIBDIR}/pkgconfig")
 
 install(TARGETS coil EXPORT coil-targets
     ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}" LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+if(TARGET coil_tool)
+    install(TARGETS coil_tool RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
+endif()
 install(DIRECTORY include/coil DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.h")
 install(EXPORT coil-targets NAMESPACE coil:: DESTINATION "${COIL_CMAKE_DIR}")
 
