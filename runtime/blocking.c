@@ -71,21 +71,26 @@ int coil__blocking_call_always(struct coil__task *t, struct coil__blocking *b, c
     return 0;
 }
 
-static struct coil__blocking *any_on(const struct coil__worker *w, int fd) {
-    LIST_EACH(n, &w->jobs) {
+/* Takes back all jobs on fd that have not begun, at once: they would begin while those that have are waited
+ * for. Returns one that is left, or the close itself; NULL: there is none. */
+static struct coil__blocking *clear(struct coil__worker *w, int fd) {
+    struct coil__blocking *left = NULL;
+    for (struct coil__node *n = w->jobs.head.next, *next; n != &w->jobs.head; n = next) {
         struct coil__blocking *b = CONTAINER_OF(n, struct coil__blocking, node);
-        if (b->fd == fd) return b;
+        next = n->next;
+        if (b->fd != fd) continue;
+        if (b->closes) return b;
+        b->fd_closed = true;
+        take_back(w, b);
+        if (!b->taken_back && !left) left = b;
     }
-    return NULL;
+    return left;
 }
 
 int coil__blocking_end_on(struct coil__task *t, int fd) {
     struct coil__worker *w = coil__worker_of(t->sched);
-    for (struct coil__blocking *b; (b = any_on(w, fd));) {
+    for (struct coil__blocking *b; (b = clear(w, fd));) {
         if (b->closer || b->closes) return -EBADF;
-        b->fd_closed = true;
-        take_back(w, b);
-        if (any_on(w, fd) != b) continue;
         struct coil__wait wait = {.what = "close", .fd = fd, .outside = true};
         b->closer = &wait;
         coil__park_always(t, &wait);

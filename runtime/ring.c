@@ -23,6 +23,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/utsname.h>
+#include <time.h>
 #include <unistd.h>
 
 /* A descriptor whose readiness ends a wait: a poll request of the driver's own. */
@@ -245,10 +246,17 @@ static void close_pool(struct ring *r) {
     *p = (struct coil__pool){0};
 }
 
+/* Where the ring had to shrink, locked memory is scarce: the pool's own ring, which counts too, takes a page. */
+static uint32_t pool_count(const struct ring *r, const struct coil__ring_opts *o) {
+    unsigned one_page = (unsigned)sysconf(_SC_PAGESIZE) / sizeof(struct io_uring_buf);
+    bool scarce = r->u.cq.ring_entries < o->cq_entries;
+    return scarce ? MIN(o->pool_buffers, one_page) : o->pool_buffers;
+}
+
 /* Where the pool can't be had (an old kernel, too little locked memory), streams go without. */
 static bool open_pool(struct ring *r, const struct coil__ring_opts *o) {
     struct coil__pool *p = &r->d.pool;
-    p->count = o->pool_buffers;
+    p->count = pool_count(r, o);
     p->size = o->pool_buffer_size;
     r->buf_ring_bytes = p->count * sizeof(struct io_uring_buf);
     p->base = map_bytes((size_t)p->count * p->size);
@@ -299,16 +307,71 @@ static uint64_t rung_caps(uint64_t rung, uint64_t unused) {
     return caps;
 }
 
+/* ---- locked memory: before 5.12, and again from about 6.14 on, a ring counts against the limit of its user
+ * (not of the process), and is given back some 20 ms after its end ---- */
+
+enum {
+    SQ_MIN = 64, /* no ring is made smaller than this */
+    CQ_MIN = 128,
+    RINGS_PER_LIMIT = 4, /* a ring that had to shrink leaves room for those of other workers */
+    CHARGE_WAITS = 20,   /* for what an ended ring still holds */
+    CHARGE_WAIT_NS = 5000000,
+};
+
+/* Early kernels take a power of two of pages, later ones as many as are needed. */
+static size_t pages_of(size_t bytes) {
+    size_t n = (size_t)sysconf(_SC_PAGESIZE);
+    while (n < bytes)
+        n *= 2;
+    return n;
+}
+
+/* What a ring counts, at most. */
+static size_t ring_charge(unsigned sq, unsigned cq) {
+    const size_t head_max = 512;
+    return pages_of(sq * sizeof(struct io_uring_sqe)) +
+           pages_of(head_max + cq * sizeof(struct io_uring_cqe) + sq * sizeof(unsigned));
+}
+
+static size_t smallest_charge(const struct coil__ring_opts *o) {
+    return ring_charge(MIN(o->sq_entries, SQ_MIN), MIN(o->cq_entries, CQ_MIN));
+}
+
+static rlim_t locked_max(void) {
+    struct rlimit lim = {.rlim_cur = RLIM_INFINITY};
+    getrlimit(RLIMIT_MEMLOCK, &lim);
+    return lim.rlim_cur;
+}
+
+/* The next smaller size to try; false: there is none. */
+static bool shrink(unsigned *sq, unsigned *cq) {
+    rlim_t limit = locked_max();
+    if (*sq <= SQ_MIN && *cq <= CQ_MIN) return false;
+    do {
+        if (*sq > SQ_MIN) *sq /= 2;
+        *cq = MAX(*cq / 2, *sq * 2);
+    } while ((*sq > SQ_MIN || *cq > CQ_MIN) && ring_charge(*sq, *cq) > limit / RINGS_PER_LIMIT);
+    return true;
+}
+
+/* Where the limit has room for a ring, others have used it up, maybe ended ones: a moment later there may be
+ * some again. */
+static bool charge_may_come_back(const struct coil__ring_opts *o, int waited) {
+    rlim_t limit = locked_max();
+    if (waited == CHARGE_WAITS || limit == RLIM_INFINITY || limit < smallest_charge(o)) return false;
+    nanosleep(&(struct timespec){.tv_nsec = CHARGE_WAIT_NS}, NULL);
+    return true;
+}
+
 /* One set of flags, with as many entries as locked memory allows. 0 or negative errno. */
 static int try_setup(struct ring *r, const struct coil__ring_opts *o, uint64_t caps,
                      struct io_uring_params *p) {
     unsigned sq = o->sq_entries, cq = o->cq_entries;
-    for (;;) {
+    for (int waited = 0;;) {
         *p = (struct io_uring_params){.flags = setup_flags(caps), .cq_entries = cq};
         int err = io_uring_queue_init_params(sq, &r->u, p);
-        if (err != -ENOMEM || (sq <= 64 && cq <= 128)) return err;
-        if (sq > 64) sq /= 2;
-        cq = MAX(cq / 2, sq * 2);
+        if (err != -ENOMEM) return err;
+        if (!shrink(&sq, &cq) && !charge_may_come_back(o, waited++)) return err;
     }
 }
 
@@ -319,6 +382,13 @@ static int climb_ladder(struct ring *r, const struct coil__ring_opts *o, struct 
         err = try_setup(r, o, caps, p);
         if (!err) r->d.caps = caps;
     }
+    return err;
+}
+
+/* A profile that lets a ring be set up may still forbid its use. */
+static int try_enter(struct ring *r) {
+    int err = io_uring_enter((unsigned)r->u.ring_fd, 0, 0, 0, NULL);
+    if (err) io_uring_queue_exit(&r->u);
     return err;
 }
 
@@ -437,9 +507,24 @@ static const struct coil__driver_ops ring_ops = {
     .give = ring_give,
 };
 
-/* What an errno of io_uring_setup means, and what can be done about it. */
-static int explain(int err, struct coil__driver_error *out) {
-    struct rlimit lim = {0};
+/* Without a limit it is the machine that has no memory. */
+static int explain_memory(const struct coil__ring_opts *o, struct coil__driver_error *out) {
+    rlim_t limit = locked_max();
+    if (limit == RLIM_INFINITY) {
+        snprintf(out->text, sizeof out->text, "the kernel has no memory for a ring (ENOMEM)");
+        return COIL_ESTART_NOMEM;
+    }
+    snprintf(out->text, sizeof out->text,
+             "too little locked memory for a ring: the limit is %llu bytes%s, the smallest ring needs %zu; "
+             "raise it with ulimit -l or LimitMEMLOCK=, or give CAP_IPC_LOCK",
+             (unsigned long long)limit,
+             limit < smallest_charge(o) ? "" : " and this user's other rings have used it up",
+             smallest_charge(o));
+    return COIL_ESTART_MEMLOCK;
+}
+
+/* What an errno of io_uring_setup or io_uring_enter means, and what can be done about it. */
+static int explain(int err, const struct coil__ring_opts *o, struct coil__driver_error *out) {
     switch (err) {
     case -ENOSYS:
         out->code = COIL_ESTART_KERNEL;
@@ -457,12 +542,7 @@ static int explain(int err, struct coil__driver_error *out) {
                  err == -EPERM ? "EPERM" : "EACCES");
         break;
     case -ENOMEM:
-        getrlimit(RLIMIT_MEMLOCK, &lim);
-        out->code = COIL_ESTART_MEMLOCK;
-        snprintf(out->text, sizeof out->text,
-                 "too little locked memory for a ring: the limit is %llu KiB, a worker needs "
-                 "about 64; raise it with ulimit -l or LimitMEMLOCK=",
-                 (unsigned long long)lim.rlim_cur / 1024);
+        out->code = explain_memory(o, out);
         break;
     default:
         out->code = err == -EMFILE || err == -ENFILE ? COIL_ESTART_NOMEM : COIL_ESTART_KERNEL;
@@ -486,9 +566,10 @@ int coil__ring_open(const struct coil__ring_opts *o, struct coil__driver **out,
     struct ring *r = calloc(1, sizeof *r);
     if (!r) return err->code = COIL_ESTART_NOMEM;
     int e = climb_ladder(r, o, &p);
+    if (!e) e = try_enter(r);
     if (e) {
         free(r);
-        return explain(e, err);
+        return explain(e, o, err);
     }
     COIL__TSAN_ACQUIRE(&mappings);
     io_uring_ring_dontfork(&r->u);
@@ -504,7 +585,7 @@ int coil__ring_open(const struct coil__ring_opts *o, struct coil__driver **out,
         io_uring_queue_exit(&r->u);
         close_pool(r);
         free(r);
-        return explain(e, err);
+        return explain(e, o, err);
     }
     if (calls_are_cheap(r)) r->d.caps |= COIL__CAP_BIT(DIRECT_SEND) & ~o->caps_unused;
     *out = &r->d;

@@ -70,6 +70,8 @@ static const char *complete_options(coil_run_opts *o) {
     if (o->spin_max.ns == 0) o->spin_max.ns = SPIN_NS;
     if (o->exit_limit.ns < 0) return "exit_limit";
     if (o->driver > COIL_DRIVER_EPOLL) return "driver";
+    /* One for each lane, at least. */
+    if (o->blocking_threads && o->blocking_threads < COIL__LANE_COUNT) return "blocking_threads";
     if (o->blocking_threads > 1024) return "blocking_threads";
     return NULL;
 }
@@ -329,7 +331,7 @@ int coil_run_with(const coil_run_opts *opts, coil_fn *fn, void *arg) {
     int err = read_environment(&o, &unused);
     if (!err) err = open_driver(&r, &o, unused);
     if (err) return err;
-    coil__threads_limits(o.blocking_threads, o.blocking_queue);
+    coil__threads_limits(o.blocking_threads, o.blocking_queue, 0);
     err = open_stacks(&r, &o, unused);
     if (err) {
         r.w.s.driver->ops->destroy(r.w.s.driver);

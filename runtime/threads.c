@@ -10,7 +10,9 @@
 #include <signal.h>
 #include <time.h>
 
-enum { THREADS_MAX = 16, QUEUE_MAX = 4096, IDLE_S = 10 };
+enum { THREADS_MAX = 16, QUEUE_MAX = 4096 };
+
+#define IDLE_NS INT64_C(10000000000)
 
 struct lane {
     struct coil__list queue;
@@ -23,7 +25,11 @@ static struct {
     struct lane lanes[COIL__LANE_COUNT];
     unsigned threads, idle, threads_max, queue_max;
     unsigned turn; /* the lane that is looked at first */
-} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .threads_max = THREADS_MAX, .queue_max = QUEUE_MAX};
+    int64_t idle_ns;
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER,
+          .threads_max = THREADS_MAX,
+          .queue_max = QUEUE_MAX,
+          .idle_ns = IDLE_NS};
 
 /* ---- forks: a child has this memory, but none of the threads ---- */
 
@@ -65,24 +71,26 @@ static void begin(void) {
 
 static pthread_once_t begun = PTHREAD_ONCE_INIT;
 
-void coil__threads_limits(unsigned threads_max, unsigned queue_max) {
+void coil__threads_limits(unsigned threads_max, unsigned queue_max, int64_t idle_ns) {
     pthread_mutex_lock(&pool.lock);
     if (threads_max) pool.threads_max = MAX(threads_max, (unsigned)COIL__LANE_COUNT);
     if (queue_max) pool.queue_max = queue_max;
+    if (idle_ns) pool.idle_ns = idle_ns;
     pthread_mutex_unlock(&pool.lock);
 }
 
 /* ---- a thread ---- */
 
-/* One thread stays free for each of the other lanes. */
-static bool may_run(const struct lane *l) {
-    return l->queued && l->running < pool.threads_max - (COIL__LANE_COUNT - 1);
+/* How many more threads a lane may have now: one stays free for each of the other lanes. */
+static unsigned lane_room(const struct lane *l) {
+    unsigned max = pool.threads_max - (COIL__LANE_COUNT - 1);
+    return max - MIN(l->running, max);
 }
 
 static struct lane *next_lane(void) {
     for (unsigned i = 0; i < COIL__LANE_COUNT; i++) {
         struct lane *l = &pool.lanes[(pool.turn + i) % COIL__LANE_COUNT];
-        if (may_run(l)) return l;
+        if (l->queued && lane_room(l)) return l;
     }
     return NULL;
 }
@@ -102,9 +110,8 @@ static void run_one(struct lane *l) {
 
 /* Waits for a job; false: long enough. */
 static bool wait_idle(void) {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += IDLE_S;
+    int64_t until_ns = coil__sys_linux.now() + pool.idle_ns;
+    struct timespec until = {.tv_sec = until_ns / 1000000000, .tv_nsec = until_ns % 1000000000};
     pool.idle++;
     int err = pthread_cond_timedwait(&pool.more, &pool.lock, &until);
     pool.idle--;
@@ -141,11 +148,20 @@ static int start_thread(void) {
 
 /* ---- jobs ---- */
 
+/* Whether a thread is there for one more job of that lane. An idle one may have been woken for a job of
+ * another lane, and be held up by it for ever, so those are counted too. */
+static bool thread_for(const struct lane *l) {
+    unsigned promised = 0;
+    for (unsigned i = 0; i < COIL__LANE_COUNT; i++)
+        promised += MIN(pool.lanes[i].queued, lane_room(&pool.lanes[i]));
+    return l->queued >= lane_room(l) || pool.idle > promised;
+}
+
 static int queue(struct coil__job *j) {
     struct lane *l = &pool.lanes[j->lane];
     if (l->queued >= pool.queue_max) return -EAGAIN;
     /* Where no further thread can be had, those that are there will come to it. */
-    bool helped = pool.idle > l->queued || pool.threads >= pool.threads_max || start_thread() == 0;
+    bool helped = thread_for(l) || pool.threads >= pool.threads_max || start_thread() == 0;
     if (!helped && pool.threads == 0) return -ENOMEM;
     j->queued_ns = coil__sys_linux.now();
     coil__list_push(&l->queue, &j->node);

@@ -4,8 +4,9 @@
 
 #include "driver.h"
 
-/* How many threads at most, and how many jobs may wait in each lane; 0: as it is. Any thread. */
-void coil__threads_limits(unsigned threads_max, unsigned queue_max);
+/* How many threads at most, how many jobs may wait in each lane, and how long a thread waits for work before
+ * it ends; 0: as it is. Any thread. */
+void coil__threads_limits(unsigned threads_max, unsigned queue_max, int64_t idle_ns);
 
 /* 0: j->run, then j->ended will be called on a thread of the pool. -EAGAIN: the lane's queue is full.
  * -ENOMEM: no thread is there, and none can be started. Any thread. */

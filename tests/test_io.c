@@ -1,12 +1,16 @@
 /* The plain calls: what each returns for good and bad arguments, and that it parks, never blocks. */
 #include "check.h"
 
+#include "threads.h"
+
 #include "coil/coil.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,10 +23,14 @@
 static char *const nowhere = (char *)16;
 
 /* Every test is a task; its descriptors are all back when the run is over. */
-static void run(coil_fn *fn) {
+static void run_with(const coil_run_opts *o, coil_fn *fn, void *arg) {
     int before = check_fd_count();
-    cr_assert_eq(coil_run(fn, NULL), 0, "the run failed");
+    cr_assert_eq(coil_run_with(o, fn, arg), 0, "the run failed");
     cr_expect_eq(check_fd_count(), before, "descriptors");
+}
+
+static void run(coil_fn *fn) {
+    run_with(NULL, fn, NULL);
 }
 
 static void turns(void) {
@@ -624,6 +632,256 @@ Test(io, a_sigpipe_that_the_program_has_blocked_stays_as_it_was) {
     run(broken_pipes);
     cr_expect(sigpipe_pending(), "the program's own signal was eaten");
     cr_expect(sigpipe_blocked());
+}
+
+/* ---- files by requests, and by threads of the blocking pool: the same to the program ---- */
+
+static const coil_run_opts on_pool = {.caps = "files"};
+
+Test(io, threads_of_the_pool_read_and_write_files_alike) {
+    run_with(&on_pool, file_io, NULL);
+}
+
+struct notes {
+    int64_t result[64];
+    int count;
+    char content[64];
+    uint64_t jobs;
+};
+
+static void note(struct notes *n, int64_t result) {
+    n->result[n->count++] = result;
+}
+
+static int open_path(const char *path, int flags) {
+    int fd = open(path, flags | O_CLOEXEC);
+    cr_expect_geq(fd, 0, "%s", path);
+    return fd;
+}
+
+/* The position of fd[0] after each call is noted too. */
+static void note_calls(struct notes *n, const int fd[5]) {
+    static const int64_t offsets[] = {-1, 0, 3, 1 << 20, INT64_MAX, -2};
+    char buf[8] = "";
+    for (int i = 0; i < 6; i++) {
+        note(n, coil_write(fd[0], "abcdefg", 7, offsets[i]));
+        note(n, coil_read(fd[0], buf, 4, offsets[i]));
+        note(n, lseek(fd[0], 0, SEEK_CUR));
+        note(n, buf[0]);
+    }
+    note(n, coil_write(fd[1], "++", 2, -1)); /* O_APPEND goes to the end, whatever the offset */
+    note(n, coil_write(fd[1], "--", 2, 0));
+    note(n, lseek(fd[0], 0, SEEK_END));
+    for (int i = 1; i < 5; i++) {
+        note(n, coil_read(fd[i], buf, 4, 0));
+        if (i != 3) note(n, coil_read(fd[i], buf, 0, 0)); /* Nothing of a directory: kernels disagree. */
+        note(n, coil_read(fd[i], nowhere, 4, 0));
+        note(n, coil_write(fd[i], "x", i == 1 ? 0 : 1, 0));
+    }
+    note(n, coil_write(fd[0], nowhere, 4, 0));
+    note(n, coil_read(fd[0], buf, 8, 1 << 30));
+    note(n, coil_read(9999, buf, 8, 0));
+    note(n, coil_write(9999, buf, 8, 0));
+}
+
+static int file_calls(void *arg) {
+    struct notes *n = arg;
+    char path[] = "/tmp/coil_test_io_XXXXXX";
+    coil_stats s;
+    int file = mkstemp(path), fd[5] = {file, open_path(path, O_WRONLY | O_APPEND), open_path(path, O_RDONLY),
+                                       open_path("/tmp", O_RDONLY | O_DIRECTORY), open_path(path, O_PATH)};
+    unlink(path);
+    note_calls(n, fd);
+    cr_expect_geq(pread(file, n->content, sizeof n->content, 0), 10);
+    for (int i = 0; i < 5; i++) {
+        note(n, coil_close(fd[i]));
+        note(n, coil_close(fd[i]));
+    }
+    coil_stats_get(&s);
+    n->jobs = s.jobs;
+    return 0;
+}
+
+Test(io, the_pool_gives_the_results_of_requests) {
+    static struct notes pool, requests;
+    run_with(&on_pool, file_calls, &pool);
+    run_with(NULL, file_calls, &requests);
+    cr_assert_gt(pool.jobs, 20);
+    cr_assert_eq(pool.count, requests.count);
+    for (int i = 0; i < pool.count; i++)
+        cr_expect_eq(pool.result[i], requests.result[i], "%d: %lld, %lld", i, (long long)pool.result[i],
+                     (long long)requests.result[i]);
+    cr_expect_arr_eq(pool.content, requests.content, sizeof pool.content);
+}
+
+static int not_on_the_pool(void *arg) {
+    coil_stats s;
+    sockets_park(arg);
+    pipes_park(arg);
+    coil_stats_get(&s);
+    cr_expect_eq(s.jobs, 0);
+    return 0;
+}
+
+Test(io, what_is_no_file_needs_no_pool) {
+    run_with(&on_pool, not_on_the_pool, NULL);
+}
+
+/* Takes up the one thread that files have. */
+struct holder {
+    struct coil__job job;
+    sem_t begun, hold, over;
+};
+
+static void hold(struct coil__job *j) {
+    struct holder *h = CONTAINER_OF(j, struct holder, job);
+    sem_post(&h->begun);
+    while (sem_wait(&h->hold))
+        continue;
+}
+
+static void held(struct coil__job *j) {
+    sem_post(&CONTAINER_OF(j, struct holder, job)->over);
+}
+
+static void begin_holding(struct holder *h) {
+    *h = (struct holder){.job = {.run = hold, .ended = held, .lane = COIL__LANE_FILES}};
+    sem_init(&h->begun, 0, 0);
+    sem_init(&h->hold, 0, 0);
+    sem_init(&h->over, 0, 0);
+    cr_expect_eq(coil__threads_hand_over(&h->job), 0);
+    while (sem_wait(&h->begun))
+        continue;
+}
+
+static void end_holding(struct holder *h) {
+    sem_post(&h->hold);
+    while (sem_wait(&h->over))
+        continue;
+}
+
+static const coil_run_opts narrow_pool = {.caps = "files", .blocking_threads = 3, .blocking_queue = 2};
+
+static int stored_file(void) {
+    char path[] = "/tmp/coil_test_io_XXXXXX";
+    int fd = mkstemp(path);
+    unlink(path);
+    cr_expect_eq(write(fd, "0123456789", 10), 10);
+    lseek(fd, 4, SEEK_SET);
+    return fd;
+}
+
+static void expect_untouched(int fd) {
+    cr_expect_eq(lseek(fd, 0, SEEK_CUR), 4);
+    cr_expect_eq(lseek(fd, 0, SEEK_END), 10);
+    lseek(fd, 4, SEEK_SET);
+}
+
+static int stopped_file_calls(void *arg) {
+    struct holder h;
+    struct parked p;
+    coil_task t;
+    int fd = stored_file();
+    (void)arg;
+    begin_holding(&h);
+    for (int writes = 0; writes < 2; writes++) {
+        int (*call)(int fd) = writes ? call_write : call_read;
+        start(&p, &t, fd, call);
+        cr_expect_eq(coil_cancel(t), 0);
+        join(t);
+        cr_expect_eq(p.result, -ECANCELED, "%d", p.result);
+        coil_scope s = coil_within(coil_ms(1));
+        cr_expect_eq(call(fd), -ETIME);
+        cr_expect(coil_leave(&s), "the limit struck");
+        expect_untouched(fd);
+    }
+    end_holding(&h);
+    cr_expect_eq(call_read(fd), 1, "and it is of use again");
+    return coil_close(fd);
+}
+
+Test(io, a_file_call_that_waits_for_a_thread_ends_by_cancel_or_limit) {
+    run_with(&narrow_pool, stopped_file_calls, NULL);
+}
+
+static int closed_file_calls(void *arg) {
+    struct holder h;
+    struct parked p[2], closer;
+    coil_task t[2], closes;
+    int fd = stored_file(), other = dup(fd);
+    (void)arg;
+    begin_holding(&h);
+    start(&p[0], &t[0], fd, call_read);
+    start(&p[1], &t[1], fd, call_write);
+    start(&closer, &closes, fd, coil_close);
+    for (int i = 0; i < 2; i++) {
+        join(t[i]);
+        cr_expect_eq(p[i].result, -EBADF, "%d", p[i].result);
+    }
+    cr_expect_eq(coil_close(fd), -EBADF, "one closes");
+    cr_expect_not(closer.done);
+    end_holding(&h);
+    join(closes);
+    cr_expect_eq(closer.result, 0);
+    cr_expect_eq(fcntl(fd, F_GETFD), -1);
+    expect_untouched(other);
+    return coil_close(other);
+}
+
+Test(io, file_calls_that_wait_for_a_thread_end_when_their_descriptor_is_closed) {
+    run_with(&narrow_pool, closed_file_calls, NULL);
+}
+
+static int too_many_file_calls(void *arg) {
+    struct holder h;
+    struct parked p[2];
+    coil_task t[2];
+    int fd = stored_file(), other = dup(fd);
+    (void)arg;
+    begin_holding(&h);
+    start(&p[0], &t[0], fd, call_read);
+    start(&p[1], &t[1], fd, call_read);
+    cr_expect_eq(call_read(other), -EAGAIN);
+    cr_expect_eq(call_write(other), -EAGAIN);
+    cr_expect_eq(coil_close(other), 0, "a close is never refused");
+    cr_expect_eq(fcntl(other, F_GETFD), -1);
+    end_holding(&h);
+    for (int i = 0; i < 2; i++) {
+        join(t[i]);
+        cr_expect_eq(p[i].result, 1);
+    }
+    cr_expect_eq(lseek(fd, 0, SEEK_CUR), 6);
+    return coil_close(fd);
+}
+
+Test(io, a_file_call_beyond_the_pools_queue_is_refused) {
+    run_with(&narrow_pool, too_many_file_calls, NULL);
+}
+
+enum { CANNOT_TRY = 101 };
+
+static int file_calls_without_threads(void *arg) {
+    int fd = stored_file();
+    (void)arg;
+    if (getuid() == 0 && setuid(100000 + (uid_t)getpid())) return CANNOT_TRY;
+    if (setrlimit(RLIMIT_NPROC, &(struct rlimit){0, 0})) return CANNOT_TRY;
+    int read = call_read(fd), written = call_write(fd);
+    if (read == 1) return CANNOT_TRY;
+    if (read != -ENOMEM || written != -ENOMEM) return 1;
+    return coil_close(fd) == 0 && fcntl(fd, F_GETFD) == -1 ? 0 : 2;
+}
+
+static int runs_without_threads(void *arg) {
+    (void)arg;
+    return coil_run_with(&on_pool, file_calls_without_threads, NULL);
+}
+
+Test(io, without_a_thread_file_calls_are_refused_and_a_close_is_not) {
+    int status;
+    char err[1024];
+    cr_assert(check_in_child(runs_without_threads, NULL, &status, err, sizeof err));
+    if (status == CANNOT_TRY << 8) cr_skip("threads can't be forbidden here");
+    cr_assert_eq(status, 0, "%#x %s", (unsigned)status, err);
 }
 
 /* ---- connect and accept ---- */

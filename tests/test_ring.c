@@ -8,7 +8,6 @@
 
 #include "coil/core.h"
 
-#include <dlfcn.h>
 #include <liburing.h>
 #include <pthread.h>
 #include <sched.h>
@@ -38,23 +37,24 @@ static struct {
     int (*on_enter)(unsigned *to_submit, unsigned wait_nr);
 } kernel;
 
-int io_uring_queue_init_params(unsigned entries, struct io_uring *u, struct io_uring_params *p) {
-    int (*real)(unsigned, struct io_uring *, struct io_uring_params *) =
-        dlsym(RTLD_NEXT, "io_uring_queue_init_params");
+/* The linker gives coil's calls of these two to __wrap_, liburing's own function to __real_. */
+int __real_io_uring_queue_init_params(unsigned entries, struct io_uring *u, struct io_uring_params *p);
+__attribute__((used)) int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *u,
+                                                            struct io_uring_params *p);
+__attribute__((used)) int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned wait_nr, unsigned flags,
+                                                 void *arg, size_t size);
+
+int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *u, struct io_uring_params *p) {
     kernel.setups++;
     kernel.flags = p->flags;
     kernel.cq = p->cq_entries;
     if (kernel.setup_error) return kernel.setup_error;
     if (p->flags & kernel.flags_unknown) return -EINVAL;
     if (kernel.entries_max && p->cq_entries > kernel.entries_max) return -ENOMEM;
-    return real(entries, u, p);
+    return __real_io_uring_queue_init_params(entries, u, p);
 }
 
-/* Its declaration differs between versions of liburing, hence a name of our own. */
-int play_enter(unsigned fd, unsigned to_submit, unsigned wait_nr, unsigned flags, void *arg,
-               size_t size) __asm__("io_uring_enter2");
-
-int play_enter(unsigned fd, unsigned to_submit, unsigned wait_nr, unsigned flags, void *arg, size_t size) {
+int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned wait_nr, unsigned flags, void *arg, size_t size) {
     if (kernel.on_enter) {
         int err = kernel.on_enter(&to_submit, wait_nr);
         if (err < 0) return err;
@@ -165,10 +165,15 @@ static unsigned flags_for(uint64_t caps) {
     return flags;
 }
 
+/* Whether system calls are cheap is measured at each start, and may come out one way and then the other. */
+static uint64_t steady(uint64_t caps) {
+    return caps & ~CAP(DIRECT_SEND);
+}
+
 static uint64_t all_caps(void) {
     struct coil__ring_opts o = {.sq_entries = 8, .cq_entries = 32, .pool_buffers = 8, .pool_buffer_size = 64};
     struct coil__driver *d = open_with(&o);
-    uint64_t caps = d->caps;
+    uint64_t caps = steady(d->caps);
     destroy(d);
     return caps;
 }
@@ -236,7 +241,7 @@ Test(ring, each_forced_tier_uses_what_is_left_and_nothing_else) {
             .sq_entries = 8, .cq_entries = 32, .pool_buffers = 8, .pool_buffer_size = 64};
         cr_assert_eq(coil__caps_parse(tiers[i], &o.caps_unused, NULL), 0, "%s", tiers[i]);
         struct coil__driver *d = open_with(&o);
-        cr_expect_eq(d->caps, caps_without(all, o.caps_unused), "%s: %#llx", tiers[i],
+        cr_expect_eq(steady(d->caps), caps_without(all, o.caps_unused), "%s: %#llx", tiers[i],
                      (unsigned long long)d->caps);
         cr_expect_eq(kernel.flags, flags_for(d->caps), "%s: flags %#x", tiers[i], kernel.flags);
         cr_expect_eq(d->pool.base != NULL, has(d, CAP(RECV_MULTI)), "%s: pool", tiers[i]);
@@ -267,7 +272,7 @@ Test(ring, an_older_kernel_gets_the_best_flags_it_knows) {
             .sq_entries = 8, .cq_entries = 32, .pool_buffers = 8, .pool_buffer_size = 64};
         kernel.flags_unknown = unknown[i];
         struct coil__driver *d = open_with(&o);
-        cr_expect_eq(d->caps, caps_without(all, missing[i]), "rung %u: %#llx", i + 1,
+        cr_expect_eq(steady(d->caps), caps_without(all, missing[i]), "rung %u: %#llx", i + 1,
                      (unsigned long long)d->caps);
         cr_expect_eq(kernel.flags, flags_for(d->caps), "rung %u: flags %#x", i + 1, kernel.flags);
         works_without_waiting(d, "older kernel");
@@ -277,6 +282,7 @@ Test(ring, an_older_kernel_gets_the_best_flags_it_knows) {
 
 Test(ring, too_little_locked_memory_halves_the_queues) {
     static const unsigned limits[] = {4096, 3000, 1024, 300};
+    setrlimit(RLIMIT_MEMLOCK, &(struct rlimit){RLIM_INFINITY, RLIM_INFINITY});
     for (unsigned i = 0; i < ARRAY_SIZE(limits); i++) {
         kernel.entries_max = limits[i];
         struct coil__driver *d = open_ring(256, 4096);
@@ -288,6 +294,7 @@ Test(ring, too_little_locked_memory_halves_the_queues) {
 
 Test(ring, a_large_completion_queue_is_halved_under_a_small_submission_queue_too) {
     kernel.entries_max = 1024;
+    setrlimit(RLIMIT_MEMLOCK, &(struct rlimit){RLIM_INFINITY, RLIM_INFINITY});
     struct coil__driver *d = open_ring(8, 8192);
     cr_expect_eq(kernel.cq, 1024, "%u", kernel.cq);
     destroy(d);
@@ -299,6 +306,7 @@ static void refused(int error, int code, const char *text) {
     struct coil__driver *d = NULL;
     int before = check_fd_count();
     kernel.setup_error = error;
+    setrlimit(RLIMIT_MEMLOCK, &(struct rlimit){4096, 4096});
     cr_expect_eq(coil__ring_open(&o, &d, &err), code, "error %d", error);
     cr_expect(strstr(err.text, text) != NULL, "error %d: %s", error, err.text);
     cr_expect_null(d);
@@ -310,9 +318,21 @@ Test(ring, a_kernel_that_refuses_is_explained) {
     refused(-EPERM, COIL_ESTART_FORBIDDEN, "EPERM");
     refused(-EACCES, COIL_ESTART_FORBIDDEN, "EACCES");
     refused(-ENOMEM, COIL_ESTART_MEMLOCK, "locked memory");
-    refused(-EMFILE, COIL_ESTART_NOMEM, "open files");
-    refused(-ENFILE, COIL_ESTART_NOMEM, "open files");
-    refused(-EINVAL, COIL_ESTART_KERNEL, "Invalid");
+    refused(-EMFILE, COIL_ESTART_NOMEM, strerror(EMFILE));
+    refused(-ENFILE, COIL_ESTART_NOMEM, strerror(ENFILE));
+    refused(-EINVAL, COIL_ESTART_KERNEL, strerror(EINVAL));
+}
+
+Test(ring, a_kernel_without_memory_is_not_blamed_on_a_limit_that_there_is_not) {
+    struct rlimit none = {RLIM_INFINITY, RLIM_INFINITY};
+    check_needs(setrlimit(RLIMIT_MEMLOCK, &none) == 0, "the right to lift limits");
+    struct coil__ring_opts o = options(64, 256);
+    struct coil__driver_error err = {0};
+    struct coil__driver *d = NULL;
+    kernel.setup_error = -ENOMEM;
+    cr_expect_eq(coil__ring_open(&o, &d, &err), COIL_ESTART_NOMEM);
+    cr_expect_null(strstr(err.text, "limit"), "%s", err.text);
+    cr_expect_leq(kernel.setups, 2, "nothing comes back that was never counted");
 }
 
 /* Locked memory is counted per user, so this needs one that nobody else is. Whether rings count at all
@@ -357,7 +377,8 @@ Test(ring, setting_up_and_taking_down_leaves_no_descriptor_and_no_mapping) {
     int fds = check_fd_count(), maps = forty_cycles();
     for (int i = 0; i < 3; i++) {
         int later = forty_cycles();
-        if (!CHECK_SANITIZED) cr_expect_leq(later, maps, "mappings");
+        /* Some C libraries map now and then for what they allocate; forty rings would leave forty. */
+        if (!CHECK_SANITIZED) cr_expect_lt(later, maps + 10, "mappings");
     }
     cr_expect_eq(check_fd_count(), fds, "descriptors");
 }

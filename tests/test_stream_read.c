@@ -367,7 +367,7 @@ TaskTest(stream_read, the_read_limit_begins_with_the_call_however_long_was_compu
 
 struct pulse {
     coil_stream *s;
-    int64_t last_ns;
+    int64_t last_ns, gap_ns; /* the last one, and the longest time between two */
     int left;
 };
 
@@ -377,14 +377,17 @@ static int pulses(void *arg) {
         if (coil_sleep(coil_ms(20))) break;
         /* Before the write: the stream's own moment is not earlier than this one, but for the age of its
          * clock. */
-        p->last_ns = coil_now().ns;
+        int64_t now_ns = coil_now().ns;
+        p->gap_ns = MAX(p->gap_ns, now_ns - p->last_ns);
+        p->last_ns = now_ns;
         if (coil_stream_write(p->s, "p", 1) || coil_stream_flush(p->s)) break;
     }
     return 0;
 }
 
-/* Bytes in `way` 0 come in, in 1 they go out; neither lets the stream look idle. */
-static void idles(int way, bool exact) {
+/* Bytes in `way` 0 come in, in 1 they go out; neither lets the stream look idle. False: the machine was too
+ * busy to let them come in time, and nothing is known. */
+static bool idles(int way, bool exact) {
     coil_stream *s[2];
     const coil_limits l = {.idle = coil_ms(60)};
     stream_pair(UNIX_PAIR, s);
@@ -399,18 +402,25 @@ static void idles(int way, bool exact) {
             continue;
     }
     cr_expect_eq(n, -ETIME, "%zd", n);
-    cr_expect_geq(coil_now().ns - p.last_ns, l.idle.ns - coil_ms(1).ns, "way %d: the last byte moves it on",
-                  way);
+    bool in_time = p.gap_ns < l.idle.ns - coil_ms(5).ns;
+    if (in_time)
+        cr_expect_geq(coil_now().ns - p.last_ns, l.idle.ns - coil_ms(1).ns,
+                      "way %d: the last byte moves it on", way);
     coil_cancel(t);
     cr_expect_eq(join(t), 0);
     cr_expect_eq(coil_stream_write(s[0], "x", 1), 0, "an idle stream can still be written");
     for (int i = 0; i < 2; i++)
         cr_expect_eq(coil_stream_close(s[i]), 0);
+    return in_time;
 }
 
 TaskTest(stream_read, the_idle_limit_is_moved_on_by_bytes_either_way) {
-    for (int i = 0; i < 4; i++)
-        idles(i & 1, i & 2);
+    for (int i = 0; i < 4; i++) {
+        int tries = 0;
+        while (!idles(i & 1, i & 2) && tries < 50)
+            tries++;
+        cr_expect_lt(tries, 50, "the machine never let bytes come in time");
+    }
     return 0;
 }
 

@@ -58,10 +58,13 @@ COIL_API ssize_t coil_recvmsg(int fd, struct msghdr *m, int flags);
  * Source: sendmsg(2); MSG_NOSIGNAL is always added. */
 COIL_API ssize_t coil_sendmsg(int fd, const struct msghdr *m, int flags);
 
-/* Reads up to n bytes from any descriptor.
+/* Reads up to n bytes from any descriptor. Where the driver has no requests for files, a thread of the
+ * blocking pool reads those: what has begun there is not stopped by a cancel or limit, but waited for.
  * Returns: the count; 0: end of file (or n is 0).
  * Errors: -EINVAL: offset is below -1, or fd does not suit reading. -EISDIR: a directory. -EIO: the device
- *         failed. -EFAULT: buf is not memory. -ECANCELED, -ETIME, -EBADF, -ENOMEM: above.
+ *         failed. -EFAULT: buf is not memory. -EAGAIN: too many calls wait for a thread of the pool already
+ *         (blocking_queue of the run's options). -ENOMEM also: it has no thread, and none could be started.
+ *         -ECANCELED, -ETIME, -EBADF, -ENOMEM: above.
  * Units: offset is in bytes from the start of the file; -1: at the current position, which moves on. What has
  *         no position (a pipe, a socket) takes no notice of it.
  * Memory: buf is lent to the kernel until the call returns.
@@ -69,10 +72,10 @@ COIL_API ssize_t coil_sendmsg(int fd, const struct msghdr *m, int flags);
  * Source: read(2), pread(2). */
 COIL_API ssize_t coil_read(int fd, void *buf, size_t n, int64_t offset);
 
-/* Writes up to n bytes to any descriptor.
+/* Writes up to n bytes to any descriptor; to files as coil_read reads them.
  * Returns: the count, which may be less than n.
- * Errors: -EINVAL, -EIO, -EFAULT: as coil_read. -EPIPE: nobody reads the pipe or socket. -ENOSPC,
- *         -EDQUOT, -EFBIG: no room. -ECANCELED, -ETIME, -EBADF, -ENOMEM: above.
+ * Errors: -EINVAL, -EIO, -EFAULT, -EAGAIN: as coil_read. -EPIPE: nobody reads the pipe or socket. -ENOSPC,
+ *         -EDQUOT, -EFBIG: no room. -ECANCELED, -ETIME, -EBADF, -ENOMEM: above, and as coil_read.
  * Units: offset as in coil_read.
  * Memory: buf is lent to the kernel until the call returns.
  * Mark: [parks]. Thread: a task.
