@@ -55,6 +55,7 @@ struct poll {
     unsigned block_count;
     uint32_t last_gen;
     bool stale; /* a report came from a registration that is over */
+    bool woken; /* a wake-up was reported, and nobody has reaped since */
     struct epoll_event events[EVENTS_MAX];
 };
 
@@ -87,6 +88,27 @@ _Noreturn static COLD void unknown(const struct io_uring_sqe *s) {
 
 static void *address(uint64_t a) {
     return (void *)(uintptr_t)a;
+}
+
+static uint32_t poll_mask(const struct io_uring_sqe *s) {
+    uint32_t mask = s->poll32_events;
+    return __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__ ? mask << 16 | mask >> 16 : mask;
+}
+
+/* Whether a ring would heed something here that this driver doesn't. */
+static bool beyond(const struct io_uring_sqe *s) {
+    if (s->flags || s->ioprio || s->buf_index || s->personality || s->splice_fd_in) return true;
+    switch (s->opcode) {
+    case IORING_OP_POLL_ADD:
+        return s->len || poll_mask(s) >> 16;
+    case IORING_OP_READ:
+    case IORING_OP_WRITE:
+        return s->rw_flags;
+    case IORING_OP_WRITEV:
+        return s->rw_flags || s->off != UINT64_MAX;
+    default:
+        return false;
+    }
 }
 
 /* errno as a result; a descriptor that isn't ready: NOT_YET. */
@@ -183,14 +205,12 @@ static int32_t try_request(const struct io_uring_sqe *s, bool again) {
     }
 }
 
-/* poll(2)'s events and epoll's are the same bits. */
+/* poll(2)'s events and epoll's are the same bits; the two that are told unasked make an empty mask one that
+ * can be registered. */
 static uint32_t events_of(const struct io_uring_sqe *s) {
     switch (s->opcode) {
-    case IORING_OP_POLL_ADD: {
-        uint32_t mask = s->poll32_events;
-        if (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__) mask = mask << 16 | mask >> 16;
-        return mask & 0xffff;
-    }
+    case IORING_OP_POLL_ADD:
+        return poll_mask(s) | EPOLLERR | EPOLLHUP;
     case IORING_OP_RECV:
     case IORING_OP_RECVMSG:
     case IORING_OP_READ:
@@ -217,7 +237,7 @@ static struct seat *known_seat(const struct poll *p, int fd) {
 }
 
 /* NULL: no memory. */
-static struct seat *seat_for(struct poll *p, int fd) {
+static COLD struct seat *make_seat(struct poll *p, int fd) {
     unsigned block = (unsigned)fd / BLOCK_SEATS;
     if (block >= p->block_count) {
         unsigned count = MAX(block + 1, p->block_count * 2);
@@ -229,6 +249,16 @@ static struct seat *seat_for(struct poll *p, int fd) {
     }
     if (!p->blocks[block]) p->blocks[block] = new_block();
     return known_seat(p, fd);
+}
+
+/* 0 and *out. A number that isn't open gets no seat: it may be any number, and would take memory for all
+ * below it. */
+static int seat_for(struct poll *p, int fd, struct seat **out) {
+    *out = known_seat(p, fd);
+    if (LIKELY(*out)) return 0;
+    if (fcntl(fd, F_GETFD) < 0) return -errno;
+    *out = make_seat(p, fd);
+    return *out ? 0 : -ENOMEM;
 }
 
 static int control(const struct poll *p, int op, int fd, uint32_t gen, uint32_t events) {
@@ -261,6 +291,8 @@ static int watch(struct poll *p, struct seat *seat, int fd, uint32_t events, uin
     seat->gen = ++p->last_gen ? p->last_gen : ++p->last_gen;
     seat->idle = 0;
     int err = control(p, EPOLL_CTL_ADD, fd, seat->gen, events);
+    /* The number means again what was lost when it meant something else, and that is registered still. */
+    if (err == -EEXIST) err = control(p, EPOLL_CTL_MOD, fd, seat->gen, events);
     seat->events = err ? 0 : events;
     return err;
 }
@@ -286,8 +318,9 @@ static COLD void renew(struct poll *p);
 static void wait_ready(struct poll *p, struct coil__req *r) {
     int fd = r->sqe.fd;
     uint32_t events = events_of(&r->sqe);
-    struct seat *seat = fd < 0 ? NULL : seat_for(p, fd);
-    int err = fd < 0 ? -EBADF : seat ? watch(p, seat, fd, events, r->own.seen) : -ENOMEM;
+    struct seat *seat;
+    int err = seat_for(p, fd, &seat);
+    if (!err) err = watch(p, seat, fd, events, r->own.seen);
     if (err == -EPERM && r->sqe.opcode == IORING_OP_POLL_ADD) {
         err = (int)(events & (EPOLLIN | EPOLLOUT | EPOLLRDNORM | EPOLLWRNORM));
     }
@@ -302,8 +335,7 @@ static void wait_ready(struct poll *p, struct coil__req *r) {
 
 static void begin(struct poll *p, struct coil__req *r) {
     const struct io_uring_sqe *s = &r->sqe;
-    bool placed = s->opcode == IORING_OP_WRITEV && s->off != UINT64_MAX;
-    if (s->flags || s->ioprio || placed || (s->opcode == IORING_OP_POLL_ADD && s->len)) unknown(s);
+    if (UNLIKELY(beyond(s))) unknown(s);
     int32_t res = try_request(s, false);
     if (res == NOT_YET) {
         wait_ready(p, r);
@@ -351,6 +383,7 @@ static void report(struct poll *p, const struct epoll_event *ev) {
     uint32_t gen = (uint32_t)(ev->data.u64 >> 32), wanted;
     if (gen == 0) {
         if (fd == p->alarm.fd) coil__alarm_rang(&p->alarm);
+        if (fd == p->wake_fd) p->woken = true;
         return;
     }
     struct seat *seat = known_seat(p, fd);
@@ -389,7 +422,7 @@ static void poll_enter(struct coil__driver *d, int64_t until_ns) {
         end(p, CONTAINER_OF(n, struct coil__req, node));
     for (struct coil__node *n; (n = coil__list_pop(&p->fifo));)
         begin(p, CONTAINER_OF(n, struct coil__req, node));
-    if (until_ns == 0 || !coil__list_empty(&p->over)) {
+    if (until_ns == 0 || p->woken || !coil__list_empty(&p->over)) {
         collect(p, 0);
         return;
     }
@@ -399,13 +432,14 @@ static void poll_enter(struct coil__driver *d, int64_t until_ns) {
 
 static bool poll_ready(struct coil__driver *d) {
     struct poll *p = poll_of(d);
-    if (coil__list_empty(&p->over)) collect(p, 0);
-    return !coil__list_empty(&p->over);
+    if (coil__list_empty(&p->over) && !p->woken) collect(p, 0);
+    return !coil__list_empty(&p->over) || p->woken;
 }
 
 static unsigned poll_reap(struct coil__driver *d, struct io_uring_cqe *out, unsigned max) {
     struct poll *p = poll_of(d);
     unsigned n = 0;
+    p->woken = false;
     for (struct coil__node *it; n < max && (it = coil__list_pop(&p->over)); n++) {
         const struct coil__req *r = at_place(it);
         out[n].user_data = r->sqe.user_data;
@@ -452,31 +486,29 @@ static int register_bells(const struct poll *p) {
     return err ? err : control(p, EPOLL_CTL_ADD, p->alarm.fd, 0, EPOLLIN | EPOLLET);
 }
 
-/* Moves the registrations of one block into a new set. */
-static void renew_block(struct poll *p, const struct poll *into, unsigned block) {
+/* Puts the registrations of one block into a new set, but for those whose number means something else now.
+ * false: the kernel has no room for them all. */
+static bool copy_block(struct poll *p, const struct poll *into, unsigned block) {
     for (int i = 0; i < BLOCK_SEATS; i++) {
         struct seat *seat = &p->blocks[block][i];
         int fd = (int)block * BLOCK_SEATS + i;
         if (!seat->events || !confirm(p, seat, fd, seat->events)) continue;
-        if (control(into, EPOLL_CTL_ADD, fd, seat->gen, seat->events)) lose(p, seat);
+        if (control(into, EPOLL_CTL_ADD, fd, seat->gen, seat->events)) return false;
     }
+    return true;
 }
 
-/* Where there is no descriptor for a new set, the old one goes on, and it is tried again at the next report.
- */
+/* Where a new set can't be had, or not all of it, the old one goes on, and it is tried again at the next
+ * report. */
 static COLD void renew(struct poll *p) {
     struct poll into = {.epoll_fd = epoll_create1(EPOLL_CLOEXEC), .wake_fd = p->wake_fd, .alarm = p->alarm};
     p->stale = false;
     if (into.epoll_fd < 0) return;
-    if (register_bells(&into)) {
-        close(into.epoll_fd);
-        return;
-    }
-    for (unsigned i = 0; i < p->block_count; i++) {
-        if (p->blocks[i]) renew_block(p, &into, i);
-    }
-    close(p->epoll_fd);
-    p->epoll_fd = into.epoll_fd;
+    bool whole = register_bells(&into) == 0;
+    for (unsigned i = 0; whole && i < p->block_count; i++)
+        whole = !p->blocks[i] || copy_block(p, &into, i);
+    close(whole ? p->epoll_fd : into.epoll_fd);
+    if (whole) p->epoll_fd = into.epoll_fd;
 }
 
 static const struct coil__driver_ops poll_ops = {

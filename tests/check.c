@@ -56,6 +56,17 @@ long check_rss_kb(void) {
     return resident * (sysconf(_SC_PAGESIZE) / 1024);
 }
 
+bool check_on_uml(void) {
+    FILE *f = fopen("/proc/cpuinfo", "re");
+    if (!f) broken("/proc/cpuinfo");
+    char line[256];
+    bool found = false;
+    while (!found && fgets(line, sizeof line, f))
+        found = strstr(line, "User Mode Linux") != NULL;
+    fclose(f);
+    return found;
+}
+
 static int64_t now_ms(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);

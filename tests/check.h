@@ -59,6 +59,10 @@ int check_fd_count(void);
 int check_map_count(void);
 long check_rss_kb(void); /* means nothing when CHECK_SANITIZED */
 
+/* Whether this is user-mode Linux, a kernel that is a process of another: there each page of a process is a
+ * mapping in a table of limited size, and no processor steps through single instructions. */
+bool check_on_uml(void);
+
 /* Runs fn in a forked child, which exits with what fn returns, and waits for it. The child's wait status goes
  * to *status, the beginning of what it wrote to stderr to `err`, always terminated. A child that is not done
  * after 30 s is killed (status: SIGKILL). Returns false if there was no child to be had. */
