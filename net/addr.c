@@ -49,7 +49,8 @@ static bool all_digits(const char *text, size_t n) {
  * for a module loader before it says no. Binding a socket of our own to the name waits for nobody. */
 static int interface_index(const char *name, size_t n, uint32_t *index) {
     if (n >= IF_NAMESIZE) return -ENODEV;
-    int fd = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    /* A local socket: kernels without IPv6 have it too. */
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (fd < 0) return -errno;
     int found = 0;
     socklen_t len = sizeof found;

@@ -3,6 +3,7 @@
 
 #include "coil/core.h"
 
+#include <limits.h>
 #include <string.h>
 
 #define TEXT_(x) #x
@@ -41,11 +42,21 @@ static const char *start_error(int err) {
     }
 }
 
+/* NULL where the C library knows no text. What it returns is never freed and never changes. */
+static const char *errno_text(int err) {
+#ifdef __GLIBC__
+    return strerrordesc_np(err); /* Its strerror writes the numbers of unknown errors into a buffer. */
+#else
+    const char *text = strerror(err);
+    return strcmp(text, strerror(INT_MAX)) == 0 ? NULL : text;
+#endif
+}
+
 const char *coil_strerror(int err) {
     const char *text = start_error(err);
     if (text) return text;
     if (err == 0) return "success";
     /* Names without a number in them are constants of the C library; it knows no text for the others. */
-    if (err > -4096 && err < 4096) text = strerrordesc_np(err < 0 ? -err : err);
+    if (err > -4096 && err < 4096) text = errno_text(err < 0 ? -err : err);
     return text ? text : "unknown error";
 }

@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -25,6 +26,7 @@
 #define IDLE_POISON_BYTES ((size_t)8 << 10)
 #define MAPPINGS_PER_GUARD 2 /* A protected gap splits one mapping into three. */
 #define MAX_MAP_COUNT_DEFAULT 65530
+#define SIGNAL_FRAME_SIZE 51 /* AT_MINSIGSTKSZ, which older headers lack. */
 #define GUARD_INSTALL 102 /* MADV_GUARD_INSTALL, which older headers lack. */
 
 struct coil__slab {
@@ -292,7 +294,7 @@ int coil__stack_pool_init(struct coil__stack_pool *p, const struct coil__stack_o
     p->use_guard_install = o->use_guard_install;
     p->quiet = o->quiet;
     p->on_valgrind = coil__on_valgrind();
-    p->page_size = (size_t)sysconf(_SC_PAGESIZE);
+    p->page_size = o->page_size ? o->page_size : (size_t)sysconf(_SC_PAGESIZE);
     /* One page more than a power of two: stacks that are 32 pages apart share a few sets of the TLB. */
     p->guard_size = round_up(GUARD_SIZE_MIN, p->page_size) + p->page_size;
     p->mappings_max = max_map_count() / 2;
@@ -442,8 +444,8 @@ static void handlers_restore(void) {
 }
 
 int coil__stack_thread_begin(struct coil__stack_pool *p) {
-    long wanted = sysconf(_SC_SIGSTKSZ);
-    size_t size = MAX(SIGNAL_STACK_SIZE_MIN, wanted > 0 ? (size_t)wanted : 0) * COIL__STACK_SCALE;
+    /* What the kernel saves there grows with the processor's registers; a kernel that doesn't tell has small ones. */
+    size_t size = MAX(SIGNAL_STACK_SIZE_MIN, 4 * (size_t)getauxval(SIGNAL_FRAME_SIZE)) * COIL__STACK_SCALE;
     size = round_up(size, p->page_size);
     void *m = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (m == MAP_FAILED) return -ENOMEM;

@@ -40,6 +40,7 @@ struct coil__stack {
 struct coil__stack_opts {
     size_t default_size;    /* Bytes; 0: 64 KiB. */
     size_t cache_max;       /* Stacks kept warm, of all sizes together; 0: none. */
+    size_t page_size;       /* Bytes; 0: the kernel's. Tests ask for more, as if pages were larger. */
     bool guards_only;       /* Rather -ENOMEM than a stack without a guard. */
     bool use_guard_install; /* The kernel has MADV_GUARD_INSTALL. */
     bool quiet; /* Say nothing when guards run out. The overflow report is printed all the same. */

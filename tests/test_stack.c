@@ -294,6 +294,46 @@ Test(stack, gives_100000_stacks_with_guard_install_and_hardly_a_mapping) {
     free(held);
 }
 
+/* The edges of every stack and of every gap lie between pages: the kernel changes whole ones. */
+static void fits_pages_of(size_t page_size, bool use_guard_install) {
+    static const size_t sizes[] = {16 << 10, 0, 40000, 128 << 10};
+    struct coil__stack *held[4 * ARRAY_SIZE(sizes)];
+    struct sigaction h = {.sa_sigaction = on_foreign_fault, .sa_flags = SA_SIGINFO};
+    sigaction(SIGSEGV, &h, NULL);
+    pool_open((struct coil__stack_opts){
+        .page_size = page_size, .cache_max = 2, .guards_only = true, .use_guard_install = use_guard_install});
+    for (size_t i = 0; i < ARRAY_SIZE(held); i++) {
+        held[i] = get(sizes[i % ARRAY_SIZE(sizes)]);
+        cr_assert_geq(held[i]->size, sizes[i % ARRAY_SIZE(sizes)]);
+        cr_assert_eq(held[i]->size % page_size, 0, "%zu bytes", held[i]->size);
+        if (i >= ARRAY_SIZE(sizes)) {
+            uintptr_t apart = (uintptr_t)held[i]->lo - (uintptr_t)held[i - ARRAY_SIZE(sizes)]->lo;
+            cr_assert_eq(apart % page_size, 0, "pages of %zu", page_size);
+        }
+        memset(held[i]->lo, 1, held[i]->size);
+        cr_assert(faults(held[i]->lo - 1), "pages of %zu", page_size);
+        cr_assert(faults(held[i]->lo - GUARDED_BYTES), "pages of %zu", page_size);
+        cr_assert(faults(held[i]->lo - page_size), "pages of %zu", page_size);
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(held); i++)
+        coil__stack_put(&pool, held[i]);
+    for (size_t i = 0; i < ARRAY_SIZE(held); i++) {
+        held[i] = get(0);
+        held[i]->lo[0] = held[i]->lo[held[i]->size - 1] = 1;
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(held); i++)
+        coil__stack_put(&pool, held[i]);
+    coil__stack_pool_destroy(&pool);
+}
+
+Test(stack, fits_pages_of_16_and_of_64_kib) {
+    bool install = coil__stack_probe_guard_install();
+    for (size_t page_size = (size_t)sysconf(_SC_PAGESIZE); page_size <= 64 << 10; page_size *= 2) {
+        fits_pages_of(page_size, false);
+        if (install) fits_pages_of(page_size, true);
+    }
+}
+
 static int get_100000_without_guard_install(void *arg) {
     const struct coil__stack_opts *o = arg;
     struct coil__stack **held = calloc(MANY, sizeof(struct coil__stack *));
@@ -328,6 +368,8 @@ static int occurrences(const char *text, const char *what) {
 
 Test(stack, gives_100000_stacks_without_guard_install_and_says_once_that_some_have_no_guard) {
     check_needs(guards_max() < MANY, "a vm.max_map_count below 400,000");
+    check_needs(!check_on_uml(), "a machine of its own, to map a stack per task");
+    check_needs(sysconf(_SC_PHYS_PAGES) > 2L * MANY, "memory for a page of each of 100,000 stacks");
     char err[1024];
     int status;
     struct coil__stack_opts o = {.cache_max = 1024};
@@ -473,7 +515,8 @@ static int recurse_without_end(void *arg) {
 static void overflow_is_reported(bool use_guard_install) {
     struct coil__stack_opts o = {.use_guard_install = use_guard_install, .quiet = true};
     char text[256], err[4096];
-    expected_report(text, sizeof(text), &label, (32 << 10) * COIL__STACK_SCALE);
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), asked = (32 << 10) * COIL__STACK_SCALE;
+    expected_report(text, sizeof(text), &label, (asked + page - 1) / page * page);
     int status = stderr_of_child(recurse_without_end, &o, err, sizeof(err));
     cr_assert_str_eq(err, text);
     cr_assert(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV, "wait status %#x", (unsigned)status);

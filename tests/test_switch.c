@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #include <unwind.h>
 
 enum { STACK_BYTES = (256 << 10) * COIL__STACK_SCALE };
@@ -68,11 +69,12 @@ static void run_alone(void (*body)(struct peer *p), void *arg) {
 
 /* ---- registers ---------------------------------------------------------------------------------------- */
 
-/* Fills every callee-saved register from `in`, swaps, and stores what is in them afterwards in `out`. */
+/* Fills every register that a switch keeps from `in`, swaps, and stores what is in them afterwards in `out`.
+ * On aarch64 one more word on either side is for x18, which a switch leaves alone. */
 void swap_with(void **save, void *to, const uint64_t *in, uint64_t *out);
 
 #if defined(__x86_64__)
-enum { REGISTERS = 6 };
+enum { REGISTERS = 6, WORD_OF_X18 = 6 };
 __asm__(".text\n"
         ".type swap_with, @function\n"
         "swap_with:\n"
@@ -89,32 +91,58 @@ __asm__(".text\n"
         "    ret\n"
         ".size swap_with, . - swap_with\n");
 #elif defined(__aarch64__)
-enum { REGISTERS = 19 };
+enum { REGISTERS = 27, WORD_OF_X18 = 27 };
 __asm__(".text\n"
         ".type swap_with, %function\n"
         "swap_with:\n"
         "    hint #34\n"
-        "    sub sp, sp, #176\n"
-        "    stp d8, d9, [sp]\n    stp d10, d11, [sp, #16]\n    stp d12, d13, [sp, #32]\n    stp d14, d15, "
-        "[sp, #48]\n"
-        "    stp x19, x20, [sp, #64]\n    stp x21, x22, [sp, #80]\n    stp x23, x24, [sp, #96]\n"
-        "    stp x25, x26, [sp, #112]\n    stp x27, x28, [sp, #128]\n    stp x29, x30, [sp, #144]\n"
-        "    str x3, [sp, #160]\n"
-        "    ldp d8, d9, [x2]\n    ldp d10, d11, [x2, #16]\n    ldp d12, d13, [x2, #32]\n    ldp d14, d15, "
-        "[x2, #48]\n"
-        "    ldp x19, x20, [x2, #64]\n    ldp x21, x22, [x2, #80]\n    ldp x23, x24, [x2, #96]\n"
-        "    ldp x25, x26, [x2, #112]\n    ldp x27, x28, [x2, #128]\n    ldr x29, [x2, #144]\n"
-        "    bl coil__ctx_swap\n"
-        "    ldr x3, [sp, #160]\n"
-        "    stp d8, d9, [x3]\n    stp d10, d11, [x3, #16]\n    stp d12, d13, [x3, #32]\n    stp d14, d15, "
-        "[x3, #48]\n"
-        "    stp x19, x20, [x3, #64]\n    stp x21, x22, [x3, #80]\n    stp x23, x24, [x3, #96]\n"
-        "    stp x25, x26, [x3, #112]\n    stp x27, x28, [x3, #128]\n    str x29, [x3, #144]\n"
-        "    ldp d8, d9, [sp]\n    ldp d10, d11, [sp, #16]\n    ldp d12, d13, [sp, #32]\n    ldp d14, d15, "
-        "[sp, #48]\n"
-        "    ldp x19, x20, [sp, #64]\n    ldp x21, x22, [sp, #80]\n    ldp x23, x24, [sp, #96]\n"
-        "    ldp x25, x26, [sp, #112]\n    ldp x27, x28, [sp, #128]\n    ldp x29, x30, [sp, #144]\n"
-        "    add sp, sp, #176\n"
+        "    sub sp, sp, #240\n"
+        "    stp q8, q9, [sp, #0]\n"
+        "    stp q10, q11, [sp, #32]\n"
+        "    stp q12, q13, [sp, #64]\n"
+        "    stp q14, q15, [sp, #96]\n"
+        "    stp x19, x20, [sp, #128]\n"
+        "    stp x21, x22, [sp, #144]\n"
+        "    stp x23, x24, [sp, #160]\n"
+        "    stp x25, x26, [sp, #176]\n"
+        "    stp x27, x28, [sp, #192]\n"
+        "    stp x29, x30, [sp, #208]\n"
+        "    str x3, [sp, #224]\n"
+        "    ldp q8, q9, [x2, #0]\n"
+        "    ldp q10, q11, [x2, #32]\n"
+        "    ldp q12, q13, [x2, #64]\n"
+        "    ldp q14, q15, [x2, #96]\n"
+        "    ldp x19, x20, [x2, #128]\n"
+        "    ldp x21, x22, [x2, #144]\n"
+        "    ldp x23, x24, [x2, #160]\n"
+        "    ldp x25, x26, [x2, #176]\n"
+        "    ldp x27, x28, [x2, #192]\n"
+        "    ldp x29, x18, [x2, #208]\n"
+        "    adr x30, 1f\n"
+        "    b coil__ctx_jump\n"
+        "1:  hint #36\n"
+        "    ldr x3, [sp, #224]\n"
+        "    stp q8, q9, [x3, #0]\n"
+        "    stp q10, q11, [x3, #32]\n"
+        "    stp q12, q13, [x3, #64]\n"
+        "    stp q14, q15, [x3, #96]\n"
+        "    stp x19, x20, [x3, #128]\n"
+        "    stp x21, x22, [x3, #144]\n"
+        "    stp x23, x24, [x3, #160]\n"
+        "    stp x25, x26, [x3, #176]\n"
+        "    stp x27, x28, [x3, #192]\n"
+        "    stp x29, x18, [x3, #208]\n"
+        "    ldp q8, q9, [sp, #0]\n"
+        "    ldp q10, q11, [sp, #32]\n"
+        "    ldp q12, q13, [sp, #64]\n"
+        "    ldp q14, q15, [sp, #96]\n"
+        "    ldp x19, x20, [sp, #128]\n"
+        "    ldp x21, x22, [sp, #144]\n"
+        "    ldp x23, x24, [sp, #160]\n"
+        "    ldp x25, x26, [sp, #176]\n"
+        "    ldp x27, x28, [sp, #192]\n"
+        "    ldp x29, x30, [sp, #208]\n"
+        "    add sp, sp, #240\n"
         "    ret\n"
         ".size swap_with, . - swap_with\n");
 #endif
@@ -129,27 +157,121 @@ static void fill(uint64_t *r, uint64_t seed) {
         r[i] = seed * 0x9e3779b97f4a7c15u + (uint64_t)i * 0x0101010101010101u;
 }
 
+/* x18 has what the other side put there: no switch has written it. */
+static bool x18_untouched(const uint64_t *out, uint64_t expected) {
+#ifdef __aarch64__
+    return out[WORD_OF_X18] == expected;
+#else
+    return out[WORD_OF_X18] == 0 && expected != 0;
+#endif
+}
+
 static void registers_entry(void *arg) {
     (void)arg;
     for (uint64_t round = 1;; round++) {
-        uint64_t in[REGISTERS], out[REGISTERS] = {0};
+        uint64_t in[REGISTERS + 1], out[REGISTERS + 1] = {0};
         fill(in, ~round);
+        in[WORD_OF_X18] = ~round;
         swap_with(&other_sp, main_sp, in, out);
-        if (memcmp(in, out, sizeof(in)) != 0) wrong_in_other++;
+        if (memcmp(in, out, REGISTERS * sizeof(*in)) != 0) wrong_in_other++;
+        if (!x18_untouched(out, round + 1)) wrong_in_other++;
     }
 }
 
-Test(switch_, keeps_every_callee_saved_register_of_both_sides) {
+Test(switch_, keeps_every_callee_saved_register_of_both_sides_and_leaves_x18_alone) {
     char *stack = stack_new(STACK_BYTES);
     unsigned note = coil__stack_note(stack, stack + STACK_BYTES);
     other_sp = coil__ctx_first(stack + STACK_BYTES, registers_entry, NULL);
     for (uint64_t round = 1; round <= 1000; round++) {
-        uint64_t in[REGISTERS], out[REGISTERS] = {0};
+        uint64_t in[REGISTERS + 1], out[REGISTERS + 1] = {0};
         fill(in, round);
+        in[WORD_OF_X18] = round;
         swap_with(&main_sp, other_sp, in, out);
-        cr_assert_arr_eq(in, out, sizeof(in), "round %d", (int)round);
+        cr_assert_arr_eq(in, out, REGISTERS * sizeof(*in), "round %d", (int)round);
+        cr_assert(x18_untouched(out, ~round), "round %d", (int)round);
     }
     cr_assert_eq(wrong_in_other, 0);
+    coil__stack_unnote(note);
+    munmap(stack, STACK_BYTES);
+}
+
+/* Ruins what a call may change. */
+static inline __attribute__((always_inline)) void ruin_registers(void) {
+#if defined(__x86_64__)
+    __asm__ volatile("movq $-1, %%rax\n movq %%rax, %%rcx\n movq %%rax, %%rdx\n movq %%rax, %%r8\n"
+                     "movq %%rax, %%r9\n movq %%rax, %%r10\n movq %%rax, %%r11\n"
+                     "pcmpeqd %%xmm0, %%xmm0\n pcmpeqd %%xmm1, %%xmm1\n pcmpeqd %%xmm2, %%xmm2\n"
+                     "pcmpeqd %%xmm3, %%xmm3\n pcmpeqd %%xmm4, %%xmm4\n pcmpeqd %%xmm5, %%xmm5\n"
+                     "pcmpeqd %%xmm6, %%xmm6\n pcmpeqd %%xmm7, %%xmm7\n pcmpeqd %%xmm8, %%xmm8\n"
+                     "pcmpeqd %%xmm9, %%xmm9\n pcmpeqd %%xmm10, %%xmm10\n pcmpeqd %%xmm11, %%xmm11\n"
+                     "pcmpeqd %%xmm12, %%xmm12\n pcmpeqd %%xmm13, %%xmm13\n pcmpeqd %%xmm14, %%xmm14\n"
+                     "pcmpeqd %%xmm15, %%xmm15"
+                     :
+                     :
+                     : "rax", "rcx", "rdx", "r8", "r9", "r10", "r11", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4",
+                       "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14",
+                       "xmm15");
+#elif defined(__aarch64__)
+    __asm__ volatile(".irp n, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18\n"
+                     "mov x\\n, #-1\n"
+                     ".endr\n"
+                     ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15\n"
+                     "movi v\\n\\().16b, #255\n"
+                     ".endr\n"
+                     ".irp n, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31\n"
+                     "movi v\\n\\().16b, #255\n"
+                     ".endr"
+                     :
+                     :
+                     : "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14",
+                       "x15", "x16", "x17", "x18", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9",
+                       "v10", "v11", "v12", "v13", "v14", "v15", "v16", "v17", "v18", "v19", "v20", "v21",
+                       "v22", "v23", "v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31");
+#endif
+}
+
+static void ruining_entry(void *arg) {
+    (void)arg;
+    for (;;) {
+        ruin_registers();
+        coil__ctx_swap(&other_sp, main_sp);
+    }
+}
+
+typedef double pair __attribute__((vector_size(16)));
+
+/* More values of each kind than there are registers. A switch that says too little of what it changes leaves
+ * some of them where the other side has been. */
+enum { VALUES = 34 };
+
+static __attribute__((noinline)) int values_lost(const uint64_t *from, const pair *pairs_from) {
+    uint64_t v[VALUES];
+    pair w[VALUES];
+#pragma GCC unroll 34
+    for (int i = 0; i < VALUES; i++) {
+        v[i] = from[i] + 1;
+        w[i] = pairs_from[i] + 0.5;
+    }
+    coil__ctx_swap(&main_sp, other_sp);
+    int lost = 0;
+#pragma GCC unroll 34
+    for (int i = 0; i < VALUES; i++)
+        lost += v[i] != (uint64_t)i + 1 || w[i][0] != i + 0.5 || w[i][1] != i + 0.75;
+    return lost;
+}
+
+Test(switch_, loses_no_value_that_the_compiler_keeps_across_it) {
+    uint64_t from[VALUES];
+    pair pairs[VALUES];
+    char *stack = stack_new(STACK_BYTES);
+    unsigned note = coil__stack_note(stack, stack + STACK_BYTES);
+    other_sp = coil__ctx_first(stack + STACK_BYTES, ruining_entry, NULL);
+    for (int i = 0; i < VALUES; i++) {
+        from[i] = (uint64_t)i;
+        pairs[i] = (pair){i, i + 0.25};
+    }
+    for (int round = 0; round < 10; round++)
+        cr_assert_eq(values_lost(from, pairs), 0, "round %d", round);
     coil__stack_unnote(note);
     munmap(stack, STACK_BYTES);
 }
@@ -190,6 +312,64 @@ Test(switch_, starts_on_an_aligned_stack_with_its_argument_whatever_the_colour) 
         peer_free(&p);
     }
     coil__ctx_release(&self);
+}
+
+/* What the first instruction of an entry finds. */
+struct at_entry {
+    uint64_t sp, fp;
+};
+
+/* Stores sp and the frame pointer in its argument and goes back for good. */
+void entry_probe(void *at);
+
+#if defined(__x86_64__)
+enum { BELOW_ALIGNED = 8 }; /* The return address. */
+__asm__(".text\n"
+        ".globl entry_probe\n"
+        ".type entry_probe, @function\n"
+        "entry_probe:\n"
+        "    endbr64\n"
+        "    movq %rsp, (%rdi)\n"
+        "    movq %rbp, 8(%rdi)\n"
+        "    andq $-16, %rsp\n"
+        "    call entry_probed\n"
+        ".size entry_probe, . - entry_probe\n");
+#elif defined(__aarch64__)
+enum { BELOW_ALIGNED = 0 };
+__asm__(".text\n"
+        ".globl entry_probe\n"
+        ".type entry_probe, %function\n"
+        "entry_probe:\n"
+        "    hint #34\n"
+        "    mov x9, sp\n"
+        "    stp x9, x29, [x0]\n"
+        "    and x9, x9, #-16\n"
+        "    mov sp, x9\n"
+        "    bl entry_probed\n"
+        ".size entry_probe, . - entry_probe\n");
+#endif
+
+__attribute__((used)) void entry_probed(void);
+void entry_probed(void) {
+    coil__ctx_swap(&other_sp, main_sp);
+}
+
+Test(switch_, enters_on_an_aligned_stack_at_the_top_with_no_frame_before) {
+    check_needs(!CHECK_SANITIZED, "switches that the sanitizer isn't told of");
+    char *stack = stack_new(STACK_BYTES);
+    unsigned note = coil__stack_note(stack, stack + STACK_BYTES);
+    for (uintptr_t off = 0; off < 64; off++) {
+        struct at_entry at = {0, 1};
+        uintptr_t top = (uintptr_t)stack + STACK_BYTES - off;
+        other_sp = coil__ctx_first((void *)top, entry_probe, &at);
+        coil__ctx_swap(&main_sp, other_sp);
+        cr_assert_eq((at.sp + BELOW_ALIGNED) % 16, 0, "top %d", (int)off);
+        cr_assert_leq(at.sp, top);
+        cr_assert_geq(at.sp + 48, top);
+        cr_assert_eq(at.fp, 0);
+    }
+    coil__stack_unnote(note);
+    munmap(stack, STACK_BYTES);
 }
 
 static void nothing(struct peer *p) {
@@ -461,7 +641,7 @@ static void stepping_body(struct peer *p) {
 }
 
 Test(switch_, can_be_unwound_at_each_of_its_instructions) {
-    check_needs(!coil__on_valgrind(), "a processor that can single-step");
+    check_needs(!coil__on_valgrind() && !check_on_uml(), "a processor that can single-step");
     struct sigaction step = {.sa_sigaction = on_step, .sa_flags = SA_SIGINFO | SA_ONSTACK};
     stack_t alternate = {.ss_sp = stack_new(STACK_BYTES), .ss_size = STACK_BYTES};
     sigaltstack(&alternate, NULL);
@@ -476,5 +656,97 @@ Test(switch_, can_be_unwound_at_each_of_its_instructions) {
     cr_assert_geq(steps_inside, 4 * 17, "%d steps", steps_inside);
     cr_assert_eq(steps_wrong, 0, "%d of %d steps", steps_wrong, steps_inside);
 }
+
+#endif
+
+#if defined(__aarch64__)
+
+/* ---- landing pads and signed addresses ---------------------------------------------------------------- */
+
+#include <link.h>
+#include <sys/auxv.h>
+
+enum { PROT_LANDING_PADS = 0x10 }; /* PROT_BTI, which older headers lack. */
+
+/* Only with what the library is built with do the instructions mean something. */
+#if defined(__ARM_FEATURE_BTI_DEFAULT)
+static bool have_landing_pads(void) {
+    return getauxval(AT_HWCAP2) & 1 << 17;
+}
+
+/* The program itself comes first, and its libraries are let be: theirs need no pads to run. */
+static int guard_code(struct dl_phdr_info *info, size_t size, void *arg) {
+    (void)size;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *h = &info->dlpi_phdr[i];
+        if (h->p_type != PT_LOAD || !(h->p_flags & PF_X)) continue;
+        uintptr_t lo = (info->dlpi_addr + h->p_vaddr) & ~(uintptr_t)(page - 1);
+        uintptr_t hi = info->dlpi_addr + h->p_vaddr + h->p_memsz;
+        if (mprotect((void *)lo, hi - lo, PROT_READ | PROT_EXEC | PROT_LANDING_PADS) == 0)
+            *(bool *)arg = true;
+    }
+    return 1;
+}
+
+static int switch_between_guarded(void *arg) {
+    bool guarded = false;
+    dl_iterate_phdr(guard_code, &guarded);
+    if (!guarded) return 1;
+    uint64_t depth = 0;
+    run_alone(descend_body, &depth);
+    if (arg) /* To an instruction that is no pad: the guard is real. */
+        __asm__ volatile("adr x9, 1f\n br x9\n nop\n1: nop" : : : "x9");
+    _exit(depth == 1000 ? 0 : 2);
+}
+
+Test(switch_, lands_on_landing_pads_alone) {
+    check_needs(have_landing_pads(), "branch target identification");
+    char err[256];
+    int status;
+    cr_assert(check_in_child(switch_between_guarded, NULL, &status, err, sizeof(err)));
+    cr_assert_eq(status, 0, "wait status %#x: %s", (unsigned)status, err);
+    cr_assert(check_in_child(switch_between_guarded, &status, &status, err, sizeof(err)));
+    cr_assert_eq(status & 0x7f, SIGILL, "wait status %#x: %s", (unsigned)status, err);
+}
+#endif
+
+#if defined(__ARM_FEATURE_PAC_DEFAULT)
+static bool have_signed_addresses(void) {
+    return getauxval(AT_HWCAP) & 1ul << 30;
+}
+
+static void hijacked(void) {
+    _exit(7);
+}
+
+static void yield_once(struct peer *p) {
+    yield(p);
+}
+
+/* Changes where a saved context would go on: one that has not run yet, or one that has yielded. */
+static int go_on_with_a_changed_address(void *arg) {
+    struct coil__ctx self;
+    struct peer p;
+    coil__ctx_adopt(&self);
+    peer_init(&p, &self, yield_once, NULL);
+    if (arg) coil__ctx_switch(&self, &p.ctx);
+    struct coil__ctx_frame *f = p.ctx.sp;
+    f->lr = (uint64_t)(uintptr_t)hijacked;
+    coil__ctx_switch(&self, &p.ctx);
+    return 0;
+}
+
+Test(switch_, goes_on_at_signed_addresses_alone) {
+    check_needs(have_signed_addresses(), "pointer authentication");
+    char err[256];
+    int status, ran = 1;
+    for (int i = 0; i < 2; i++) {
+        cr_assert(check_in_child(go_on_with_a_changed_address, i ? &ran : NULL, &status, err, sizeof(err)));
+        int sig = status & 0x7f;
+        cr_assert(sig == SIGSEGV || sig == SIGILL || sig == SIGBUS, "wait status %#x", (unsigned)status);
+    }
+}
+#endif
 
 #endif

@@ -220,10 +220,12 @@ static int lives_with_many(void *arg) {
 }
 
 Test(task, a_hundred_thousand_live_in_one_run) {
+    check_needs(!check_on_uml(), "a machine of its own, to map a stack per task");
     cr_assert_eq(coil_run(lives_with_many, NULL), 0);
 }
 
 Test(task, a_hundred_thousand_live_in_one_run_also_where_guards_cost_mappings) {
+    check_needs(!check_on_uml(), "a machine of its own, to map a stack per task");
     coil_run_opts o = {.caps = "guard_install", .quiet = true};
     cr_assert_eq(coil_run_with(&o, lives_with_many, NULL), 0);
 }

@@ -2,9 +2,9 @@
  *
  * x18 is the platform's register (a shadow call stack, for one): it is neither saved nor used here.
  *
- * Without branch target identification the switch leaves by an indirect jump, because a `ret` to another
- * stack's caller is always mispredicted. With it only a `ret` may go to the instruction behind a call, where
- * no landing pad is.
+ * The switch leaves by an indirect jump, because a `ret` to another stack's caller is always mispredicted, and is
+ * entered by a jump too, and so is a context's entry, so that calls and returns stay balanced. It lands on the pad that
+ * coil__ctx_swap has behind its jump.
  *
  * Return addresses are signed where the compiler signs its own, with the stack pointer at entry as the
  * modifier, so that a saved context is no easier to forge than any other frame. */
@@ -25,93 +25,91 @@
 #endif
 
 #if defined(__ARM_FEATURE_BTI_DEFAULT) && __ARM_FEATURE_BTI_DEFAULT
-#define LEAVE ret
 #define FEATURE_BTI 1
 #else
-#define LEAVE br x30
 #define FEATURE_BTI 0
 #endif
 
     .text
 
-    .globl  coil__ctx_swap
-    .hidden coil__ctx_swap
-    .type   coil__ctx_swap, %function
+    .globl  coil__ctx_jump
+    .hidden coil__ctx_jump
+    .type   coil__ctx_jump, %function
     .p2align 5
-coil__ctx_swap:
+coil__ctx_jump:
     .cfi_startproc
     SIGN_LR
-    sub     sp, sp, #160
-    .cfi_def_cfa_offset 160
-    stp     d8, d9, [sp, #0]
+    sub     sp, sp, #224
+    .cfi_def_cfa_offset 224
+    stp     q8, q9, [sp, #0]
     .cfi_rel_offset d8, 0
-    .cfi_rel_offset d9, 8
-    stp     d10, d11, [sp, #16]
-    .cfi_rel_offset d10, 16
-    .cfi_rel_offset d11, 24
-    stp     d12, d13, [sp, #32]
-    .cfi_rel_offset d12, 32
-    .cfi_rel_offset d13, 40
-    stp     d14, d15, [sp, #48]
-    .cfi_rel_offset d14, 48
-    .cfi_rel_offset d15, 56
-    stp     x19, x20, [sp, #64]
-    .cfi_rel_offset x19, 64
-    .cfi_rel_offset x20, 72
-    stp     x21, x22, [sp, #80]
-    .cfi_rel_offset x21, 80
-    .cfi_rel_offset x22, 88
-    stp     x23, x24, [sp, #96]
-    .cfi_rel_offset x23, 96
-    .cfi_rel_offset x24, 104
-    stp     x25, x26, [sp, #112]
-    .cfi_rel_offset x25, 112
-    .cfi_rel_offset x26, 120
-    stp     x27, x28, [sp, #128]
-    .cfi_rel_offset x27, 128
-    .cfi_rel_offset x28, 136
-    stp     x29, x30, [sp, #144]
-    .cfi_rel_offset x29, 144
-    .cfi_rel_offset x30, 152
+    .cfi_rel_offset d9, 16
+    stp     q10, q11, [sp, #32]
+    .cfi_rel_offset d10, 32
+    .cfi_rel_offset d11, 48
+    stp     q12, q13, [sp, #64]
+    .cfi_rel_offset d12, 64
+    .cfi_rel_offset d13, 80
+    stp     q14, q15, [sp, #96]
+    .cfi_rel_offset d14, 96
+    .cfi_rel_offset d15, 112
+    stp     x19, x20, [sp, #128]
+    .cfi_rel_offset x19, 128
+    .cfi_rel_offset x20, 136
+    stp     x21, x22, [sp, #144]
+    .cfi_rel_offset x21, 144
+    .cfi_rel_offset x22, 152
+    stp     x23, x24, [sp, #160]
+    .cfi_rel_offset x23, 160
+    .cfi_rel_offset x24, 168
+    stp     x25, x26, [sp, #176]
+    .cfi_rel_offset x25, 176
+    .cfi_rel_offset x26, 184
+    stp     x27, x28, [sp, #192]
+    .cfi_rel_offset x27, 192
+    .cfi_rel_offset x28, 200
+    stp     x29, x30, [sp, #208]
+    .cfi_rel_offset x29, 208
+    .cfi_rel_offset x30, 216
     mov     x9, sp
     str     x9, [x0]
     mov     sp, x1
-    ldp     d8, d9, [sp, #0]
+    ldp     q8, q9, [sp, #0]
     .cfi_restore d8
     .cfi_restore d9
-    ldp     d10, d11, [sp, #16]
+    ldp     q10, q11, [sp, #32]
     .cfi_restore d10
     .cfi_restore d11
-    ldp     d12, d13, [sp, #32]
+    ldp     q12, q13, [sp, #64]
     .cfi_restore d12
     .cfi_restore d13
-    ldp     d14, d15, [sp, #48]
+    ldp     q14, q15, [sp, #96]
     .cfi_restore d14
     .cfi_restore d15
-    ldp     x19, x20, [sp, #64]
+    ldp     x19, x20, [sp, #128]
     .cfi_restore x19
     .cfi_restore x20
-    ldp     x21, x22, [sp, #80]
+    ldp     x21, x22, [sp, #144]
     .cfi_restore x21
     .cfi_restore x22
-    ldp     x23, x24, [sp, #96]
+    ldp     x23, x24, [sp, #160]
     .cfi_restore x23
     .cfi_restore x24
-    ldp     x25, x26, [sp, #112]
+    ldp     x25, x26, [sp, #176]
     .cfi_restore x25
     .cfi_restore x26
-    ldp     x27, x28, [sp, #128]
+    ldp     x27, x28, [sp, #192]
     .cfi_restore x27
     .cfi_restore x28
-    ldp     x29, x30, [sp, #144]
+    ldp     x29, x30, [sp, #208]
     .cfi_restore x29
     .cfi_restore x30
-    add     sp, sp, #160
+    add     sp, sp, #224
     .cfi_def_cfa_offset 0
     CHECK_LR
-    LEAVE
+    br      x30
     .cfi_endproc
-    .size   coil__ctx_swap, . - coil__ctx_swap
+    .size   coil__ctx_jump, . - coil__ctx_jump
 
     /* Unwinders look up the instruction before a return address. On a stack that has not run yet that
      * address is coil__ctx_start itself, so the nop belongs to it, or they would find the end of the
@@ -129,8 +127,10 @@ coil__ctx_trampoline:
 coil__ctx_start:
     hint    #38                     /* bti jc */
     mov     x0, x20
-    blr     x19
-    brk     #1
+    adr     x30, 1f                 /* Where entry would return to, which it must not. */
+    mov     x17, x19
+    br      x17                     /* From x16 and x17 a jump may go where a call may. */
+1:  brk     #1
     .cfi_endproc
     .size   coil__ctx_trampoline, . - coil__ctx_trampoline
 
@@ -151,6 +151,8 @@ coil__ctx_sign:
     .cfi_endproc
     .size   coil__ctx_sign, . - coil__ctx_sign
 
+    /* Guarded control stacks are not supported, and leaving that bit out makes the linker leave it out of the whole
+     * program. */
 #if FEATURE_BTI || FEATURE_PAC
     .section .note.gnu.property, "a", %note
     .p2align 3

@@ -1,6 +1,6 @@
-/* The switch between two stacks: what a port supplies. It adds one .S with coil__ctx_swap and
- * coil__ctx_start, and below the layout of a stack's first frame; no other file knows which processor this
- * is.
+/* The switch between two stacks: what a port supplies. It adds one .S with coil__ctx_jump and
+ * coil__ctx_start, and below coil__ctx_swap and the layout of a stack's first frame; no other file knows
+ * which processor this is.
  *
  * Floating-point control words (MXCSR and the x87 control word; FPCR) are not part of a context: they belong
  * to the thread. Saving them would cost two to three times the whole switch.
@@ -9,6 +9,18 @@
  */
 #ifndef COIL__ARCH_CTX_H
 #define COIL__ARCH_CTX_H
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "coil runs on little-endian processors only"
+#endif
+#if __SIZEOF_POINTER__ != 8
+#error "coil runs on 64-bit processors only, with 64-bit pointers"
+#endif
+#if defined(__has_feature)
+#if __has_feature(shadow_call_stack)
+#error "coil's tasks have no shadow call stack each: build without -fsanitize=shadow-call-stack"
+#endif
+#endif
 
 #include <stdint.h>
 #include <string.h>
@@ -21,18 +33,25 @@ extern "C" {
  * stop there. */
 void coil__ctx_start(void);
 
+/* Does the work of coil__ctx_swap: saves, changes stacks, and jumps on. Entered by a jump, with the address
+ * to come back to in a register. */
+void coil__ctx_jump(void);
+
+/* coil__ctx_swap(save, to) saves the callee-saved registers on the current stack, stores the stack pointer in
+ * *save, and goes on where the context `to` was saved.
+ *
+ * It goes in by a jump because it comes out by one: a call would leave an entry on the processor's return
+ * stack that no return takes off, and then every return of the context that goes on is predicted wrongly (two
+ * tasks that yield, on x86-64: 25 ns instead of 7). So it is no call for the compiler, which is told of each
+ * register that a call might change. */
+
 #if defined(__x86_64__)
 
 struct coil__ctx_frame {
-    uint64_t r15, r14, r13, r12, rbx, rbp, rip; /* In the order in which coil__ctx_swap pops them. */
+    uint64_t r15, r14, r13, r12, rbx, rbp, rip; /* In the order in which coil__ctx_jump pops them. */
     uint64_t end[2];                            /* Zero where a caller's return address would be. */
 };
 
-/* Does the work: saves, changes stacks, and jumps on. Entered by a jump, with the address to come back to in
- * rdx. */
-void coil__ctx_jump(void);
-
-/* The registers that a call may change and that the compiler has to be told of. */
 #ifdef __AVX512F__
 #define COIL__CTX_WIDE                                                                                   \
     , "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", \
@@ -41,13 +60,7 @@ void coil__ctx_jump(void);
 #define COIL__CTX_WIDE
 #endif
 
-/* Saves the callee-saved registers on the current stack, stores the stack pointer in *save, and goes on where
- * the context `to` was saved.
- *
- * It goes in by a jump because it comes out by one: a call would leave an entry on the processor's return
- * stack that no return takes off, and then every return of the context that goes on is predicted wrongly (two
- * tasks that yield: 25 ns instead of 7). The compiler doesn't know that the stack below its pointer is used:
- * build with -mno-red-zone. */
+/* The compiler doesn't know that the stack below its pointer is used: build with -mno-red-zone. */
 static inline __attribute__((always_inline)) void coil__ctx_swap(void **save, void *to) {
     __asm__ volatile("leaq 1f(%%rip), %%rdx\n\t"
                      "jmp coil__ctx_jump\n"
@@ -81,18 +94,46 @@ static inline void coil__cpu_relax(void) {
 #elif defined(__aarch64__)
 
 struct coil__ctx_frame {
-    uint64_t d[8];  /* d8 to d15: AAPCS64 wants only the low halves of v8 to v15 kept. */
+    uint64_t q[16]; /* q8 to q15: a call keeps the low halves only, but this is no call for the compiler. */
     uint64_t x[10]; /* x19 to x28 */
     uint64_t fp, lr;
 };
 
-/* Saves the callee-saved registers on the current stack, stores the stack pointer in *save, and goes on where
- * the context `to` was saved. */
-void coil__ctx_swap(void **save, void *to);
-
-/* Signs a code address for the stack pointer `sp`, as coil__ctx_swap does where it was built to sign at all.
+/* Signs a code address for the stack pointer `sp`, as coil__ctx_jump does where it was built to sign at all.
  */
 uint64_t coil__ctx_sign(uint64_t pc, const void *sp);
+
+/* Registers that are wider than what is saved. */
+#ifdef __ARM_FEATURE_SVE
+#define COIL__CTX_WIDE                                                                                      \
+    , "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15", "p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7", \
+        "p8", "p9", "p10", "p11", "p12", "p13", "p14", "p15"
+#else
+#define COIL__CTX_WIDE
+#endif
+
+/* x18 belongs to the platform, or, as on Linux, it is one of the registers that a call may change. The switch
+ * neither keeps nor uses it. */
+#ifdef __ANDROID__
+#define COIL__CTX_X18
+#else
+#define COIL__CTX_X18 , "x18"
+#endif
+
+/* The way back is an indirect jump, so it needs a landing pad: hint #36 is `bti j`. */
+static inline __attribute__((always_inline)) void coil__ctx_swap(void **save, void *to) {
+    register void **x0 __asm__("x0") = save;
+    register void *x1 __asm__("x1") = to;
+    __asm__ volatile("adr x30, 1f\n\t"
+                     "b coil__ctx_jump\n"
+                     "1: hint #36"
+                     : "+r"(x0), "+r"(x1)
+                     :
+                     : "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14",
+                       "x15", "x16", "x17", "x30", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v16",
+                       "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28",
+                       "v29", "v30", "v31" COIL__CTX_X18 COIL__CTX_WIDE, "memory", "cc");
+}
 
 static inline void coil__ctx_frame_init(struct coil__ctx_frame *f, void (*entry)(void *), void *arg) {
     f->x[0] = (uint64_t)(uintptr_t)entry;
