@@ -54,8 +54,11 @@ struct coil_stream {
     uint32_t held_max;    /* with so many, nothing more is received */
     uint32_t high_water;  /* of limits */
     uint8_t way;          /* enum coil__way */
-    bool is_socket;       /* else a pipe end, or a terminal */
-    bool send_first;      /* try send(2) before a request */
+    bool is_socket : 1;   /* else a pipe end, or a terminal */
+    bool send_first : 1;  /* try send(2) before a request */
+    bool readable : 1;    /* poll: recv would give something, as far as is known */
+    bool plain_poll : 1;  /* poll: a read has only to wait for the poll and to ask recv */
+    uint8_t reads_since_poll : 2, single_reads : 5; /* poll: see guess_rest */
     bool closing;
     bool plain_read;   /* a read with nothing buffered has only to wait for rx: see coil__stream_tune */
     bool write_over;   /* our direction has ended, or a send has failed */
@@ -69,8 +72,7 @@ struct coil_stream {
     struct coil__op rx; /* the stream's own: a multishot receive or a poll */
 
     /* Reading, when it isn't ordinary. */
-    bool starved;  /* the pool was empty: the next read goes straight into the reader's memory */
-    bool readable; /* poll: recv would give something, as far as is known */
+    bool starved; /* the pool was empty: the next read goes straight into the reader's memory */
     bool eof;
     int read_err;
 

@@ -8,6 +8,8 @@
 enum {
     BULK_BYTES = 16 << 10, /* a read this large ... */
     BULK_RUNS = 4,         /* ... after so many full buffers in a row goes straight to the caller's memory */
+    SINGLES_TRUSTED = 4,   /* so many wake-ups with one read each are taken for a habit, ... */
+    SINGLES_CHECKED = 20,  /* ... until so many */
 };
 
 /* ---- the pool's buffers ---- */
@@ -89,13 +91,19 @@ static void received(struct coil__op *op, int res, uint32_t flags) {
 
 static void became_ready(struct coil__op *op, int res, uint32_t flags) {
     coil_stream *s = CONTAINER_OF(op, struct coil_stream, rx);
-    if (res >= 0) s->readable = true;
-    if (res < 0 && res != -ECANCELED && !s->read_err) s->read_err = res;
+    if (LIKELY(res >= 0)) {
+        s->readable = true;
+        s->reads_since_poll = 0;
+    } else if (res != -ECANCELED && !s->read_err) {
+        s->read_err = res;
+        coil__stream_tune(s);
+    }
     coil__side_wake(&s->reader);
     if (!(flags & IORING_CQE_F_MORE)) coil__stream_settled(s);
 }
 
-static int arm(coil_stream *s) {
+/* The image of rx is the same each time. */
+static void prepare_rx(coil_stream *s) {
     struct io_uring_sqe *sqe = &s->rx.req.sqe;
     if (s->way == COIL__WAY_POOL) {
         coil__op_prep(&s->rx, IORING_OP_RECV, s->fd, NULL, 0, 0);
@@ -109,15 +117,20 @@ static int arm(coil_stream *s) {
         if (s->w->s.driver->caps & COIL__CAP_BIT(POLL_MULTI)) sqe->len = IORING_POLL_ADD_MULTI;
         s->rx.done = became_ready;
     }
+}
+
+static int arm(coil_stream *s) {
     int err = coil__op_begin(s->w, &s->rx);
-    coil__stream_tune(s);
+    if (s->way == COIL__WAY_POOL) coil__stream_tune(s);
     return err;
 }
 
 void coil__stream_tune(coil_stream *s) {
     s->high_water = (uint32_t)s->limits.high_water;
-    s->plain_read = s->way == COIL__WAY_POOL && s->rx.live && !s->starved && !s->eof && !s->read_err &&
-                    !s->closing && s->limits.read.ns == COIL__NEVER && s->limits.idle.ns == COIL__NEVER;
+    bool plain = !s->eof && !s->read_err && !s->closing && s->limits.read.ns == COIL__NEVER &&
+                 s->limits.idle.ns == COIL__NEVER;
+    s->plain_read = plain && s->way == COIL__WAY_POOL && s->rx.live && !s->starved;
+    s->plain_poll = plain && s->way == COIL__WAY_POLL;
     if (s->pool->size) s->held_max = (uint32_t)MAX(s->limits.read_buffer / s->pool->size, (size_t)1);
 }
 
@@ -127,6 +140,7 @@ void coil__stream_stop_reading(coil_stream *s) {
 
 void coil__stream_read_init(coil_stream *s) {
     coil__op_init(&s->rx);
+    prepare_rx(s);
     s->pool = &s->w->s.driver->pool;
     coil__stream_tune(s);
 }
@@ -181,6 +195,7 @@ static ssize_t note_direct(coil_stream *s, ssize_t n) {
     if (n < (ssize_t)s->pool->size) s->full_runs = 0;
     if (n == 0) s->eof = true;
     if (n < 0 && !is_local(n) && !s->read_err) s->read_err = (int)n;
+    if (n <= 0) coil__stream_tune(s);
     return n;
 }
 
@@ -215,14 +230,48 @@ static ssize_t read_direct(coil_stream *s, struct coil__task *t, void *buf, size
     return note_direct(s, res);
 }
 
-/* A multishot poll tells of new events only, and a short read doesn't mean that nothing is left (there may be
- * an end behind it, or a message with a descriptor): only EAGAIN does. A poll that is made anew looks at what
- * is there. */
+/* Whether a poll that is made anew looks at what is there; a multishot one tells of new events only. */
+static bool poll_looks_again(const coil_stream *s) {
+    return !(s->w->s.driver->caps & COIL__CAP_BIT(POLL_MULTI));
+}
+
+/* After a read that filled the caller's memory: is there more? A call that says EAGAIN costs as much as a
+ * read; a poll costs nothing where its answer is no, and a turn where it is yes. Streams whose wake-ups have
+ * lately each brought exactly one such read ask the poll, and now and then make sure. */
+static void guess_rest(coil_stream *s) {
+    if (s->reads_since_poll > 1) {
+        s->single_reads = 0;
+    } else if (s->single_reads >= SINGLES_TRUSTED && s->single_reads < SINGLES_CHECKED) {
+        s->single_reads++;
+        s->readable = false;
+    }
+}
+
+static void learn_rest(coil_stream *s) {
+    if (s->reads_since_poll != 1) return;
+    s->single_reads = MIN(s->single_reads + 1, SINGLES_TRUSTED);
+}
+
+/* With a multishot poll only EAGAIN means that nothing is left: behind a short read there may be an end, or a
+ * message with a descriptor. */
 static ssize_t read_ready(coil_stream *s, void *buf, size_t n) {
     ssize_t got = coil__sys_of(s->w)->recv(s->fd, buf, n, 0);
-    bool looks_again = !(s->w->s.driver->caps & COIL__CAP_BIT(POLL_MULTI));
-    if (got == -EAGAIN || (looks_again && got > 0 && (size_t)got < n)) s->readable = false;
-    return got == -EAGAIN ? got : note_direct(s, got);
+    if (got == -EAGAIN) {
+        s->readable = false;
+        learn_rest(s);
+        return got;
+    }
+    if (UNLIKELY(got <= 0)) return note_direct(s, got);
+    s->active_ns = s->w->s.now_ns;
+    if (s->reads_since_poll < 2) s->reads_since_poll++;
+    if (poll_looks_again(s)) {
+        if ((size_t)got < n) {
+            s->readable = false;
+        } else {
+            guess_rest(s);
+        }
+    }
+    return got;
 }
 
 static bool wants_bulk(const coil_stream *s, size_t n) {
@@ -269,10 +318,28 @@ static inline bool await_plainly(coil_stream *s, struct coil__task *t, int *err)
     s->reader.busy = true;
     *err = coil__side_park(s, &s->reader, t, "read", t->limit_ns);
     s->reader.busy = false;
-    if (LIKELY(s->held && !s->closing)) return true;
+    if (LIKELY((s->held || s->readable) && !s->closing)) return true;
     if (s->closing) *err = -EBADF;
     coil__stream_settled(s);
     return false;
+}
+
+/* The ordinary read of the poll way. */
+static ssize_t read_polled(coil_stream *s, struct coil__task *t, void *buf, size_t n) {
+    if (!s->readable) {
+        int err = s->rx.live ? 0 : arm(s);
+        if (err) return err;
+        if (UNLIKELY(!await_plainly(s, t, &err))) return err ? err : read_slowly(s, t, buf, n);
+    }
+    ssize_t got = read_ready(s, buf, n);
+    if (UNLIKELY(got == -EAGAIN)) return read_slowly(s, t, buf, n);
+    coil__charge_bytes(t, got > 0 ? (size_t)got : 0);
+    return got;
+}
+
+static ssize_t read_unarmed(coil_stream *s, struct coil__task *t, void *buf, size_t n) {
+    if (s->way == COIL__WAY_POLL && s->plain_poll) return read_polled(s, t, buf, n);
+    return read_slowly(s, t, buf, n);
 }
 
 ssize_t coil_stream_read(coil_stream *s, void *buf, size_t n) {
@@ -282,7 +349,7 @@ ssize_t coil_stream_read(coil_stream *s, void *buf, size_t n) {
     if (UNLIKELY(!s || !buf || n - 1 >= BULK_BYTES || s->reader.busy | s->closing))
         return read_slowly(s, t, buf, n);
     if (!s->held) {
-        if (UNLIKELY(!s->plain_read)) return read_slowly(s, t, buf, n);
+        if (UNLIKELY(!s->plain_read)) return read_unarmed(s, t, buf, n);
         if (UNLIKELY(!await_plainly(s, t, &err))) return err ? err : read_slowly(s, t, buf, n);
     }
     size_t got = take_input(s, buf, n);

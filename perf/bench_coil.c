@@ -87,12 +87,26 @@ static coil_dur spin_max(const struct bench_opts *o) {
     return coil_ns(o->spin == BENCH_SPIN_ALL ? o->spin_max_ns : 0);
 }
 
-int bench_coil(const struct bench_server *b) {
+static int run(const struct bench_server *b, enum coil_driver_kind driver) {
     struct server s = {.bench = b};
-    int err = coil_run_with(&(coil_run_opts){.spin_max = spin_max(b->opts)}, server_main, &s);
+    coil_run_opts o = {.driver = driver, .caps = b->caps, .spin_max = spin_max(b->opts)};
+    int err = coil_run_with(&o, server_main, &s);
     if (err < -4095) { /* coil could not start: no errno has a name for that */
         fprintf(stderr, "echo_bench: coil: %s\n", coil_strerror(err));
         return -ENOSYS;
     }
     return err;
+}
+
+int bench_coil(const struct bench_server *b) {
+    return run(b, COIL_DRIVER_ANY);
+}
+
+/* Rather fails than measures another driver than the row's name says. */
+int bench_coil_uring(const struct bench_server *b) {
+    return run(b, COIL_DRIVER_URING);
+}
+
+int bench_coil_epoll(const struct bench_server *b) {
+    return run(b, COIL_DRIVER_EPOLL);
 }

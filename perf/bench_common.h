@@ -35,11 +35,12 @@ struct bench_server {
     int stop_fd, stop_wr; /* a pipe: something to read means stop */
     uint64_t count_bytes; /* stop after this many echoed bytes; 0: never */
     bool spin;
+    const char *caps; /* coil: what it leaves unused, as in coil_run_opts; NULL: nothing */
 };
 
 /* Each returns 0 after a stop, or a negative errno. */
 typedef int bench_server_fn(const struct bench_server *s);
-bench_server_fn bench_coil, bench_raw_send, bench_raw_sqe, bench_epoll;
+bench_server_fn bench_coil, bench_coil_uring, bench_coil_epoll, bench_raw_send, bench_raw_sqe, bench_epoll;
 
 /* What the load generator drives, and whose CPU time it reads. */
 struct bench_target {

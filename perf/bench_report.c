@@ -57,10 +57,9 @@ static const struct bench_entry *find(const struct bench_run *r, const char *ser
     return NULL;
 }
 
-static const struct bench_entry *find_twin(const struct bench_run *r) {
-    for (unsigned i = 0; i < r->entries; i++)
-        if (r->entry[i].twin) return &r->entry[i];
-    return NULL;
+/* What an entry is held to besides coil; NULL: nothing that takes part. */
+static const struct bench_entry *find_against(const struct bench_run *r, const struct bench_entry *e) {
+    return e->kind->against ? find(r, e->kind->against) : NULL;
 }
 
 /* The better of the two hand-written servers: by throughput where that is free, by CPU where the rate is
@@ -116,19 +115,35 @@ void bench_print_machine(const struct bench_run *r) {
     printf("%u rounds of %.1f s, interleaved; medians\n\n", o->rounds, o->seconds);
 }
 
-static void print_null_band(const struct bench_run *r) {
-    const struct bench_entry *twin = find_twin(r);
-    const struct bench_entry *same = twin ? find(r, twin->server) : NULL;
-    if (!same) return;
+static void print_null_band(const struct bench_run *r, const struct bench_entry *twin) {
+    const struct bench_entry *same = find(r, twin->server);
     struct spread t = ratio_of(r, twin, same, rps), c = ratio_of(r, twin, same, cpu);
     printf("null band, %s against itself: requests/s %.3f (%.3f to %.3f), CPU %.3f (%.3f to %.3f)\n",
            twin->server, t.median, t.least, t.most, c.median, c.least, c.most);
-    printf("Ratios inside it are chance.\n\n");
+}
+
+static void print_null_bands(const struct bench_run *r) {
+    bool any = false;
+    for (unsigned i = 0; i < r->entries; i++) {
+        if (!r->entry[i].twin) continue;
+        print_null_band(r, &r->entry[i]);
+        any = true;
+    }
+    if (any) printf("Ratios inside it are chance.\n\n");
+}
+
+/* coil on an old kernel, or without io_uring, is held to what one would write there in plain C. */
+static void print_against(const struct bench_run *r, const struct bench_entry *e) {
+    const struct bench_entry *other = find_against(r, e);
+    if (!other) return;
+    struct spread t = ratio_of(r, e, other, rps), c = ratio_of(r, e, other, cpu);
+    printf("%s/%s: requests/s %.3f (%.3f to %.3f), CPU %.3f (%.3f to %.3f), bar %.2f\n", e->server,
+           other->server, t.median, t.least, t.most, c.median, c.least, c.most, e->kind->cpu_bar);
 }
 
 static void print_row(const struct bench_run *r, const struct bench_entry *e) {
     const struct bench_entry *coil = find(r, "coil");
-    printf("%-9s %-4s %11.0f %9.1f %9.1f %9.1f %10.2f", e->server, e == find_raw(r) ? "=raw" : "",
+    printf("%-10s %-4s %11.0f %9.1f %9.1f %9.1f %10.2f", e->server, e == find_raw(r) ? "=raw" : "",
            median_of(r, e, rps), median_of(r, e, p50), median_of(r, e, p99), median_of(r, e, p999),
            median_of(r, e, cpu));
     if (coil && e != coil)
@@ -148,13 +163,15 @@ static void print_not_kept_up(const struct bench_run *r, const struct bench_entr
 }
 
 void bench_print_table(const struct bench_run *r) {
-    print_null_band(r);
-    printf("%-14s %11s %9s %9s %9s %10s", "server", "requests/s", "p50 us", "p99 us", "p99.9 us",
+    print_null_bands(r);
+    printf("%-15s %11s %9s %9s %9s %10s", "server", "requests/s", "p50 us", "p99 us", "p99.9 us",
            "CPU us/req");
     if (find(r, "coil")) printf("   %9s %7s", "coil/it:", "CPU");
     printf("\n");
     for (unsigned i = 0; i < r->entries; i++)
         if (!r->entry[i].twin) print_row(r, &r->entry[i]);
+    for (unsigned i = 0; i < r->entries; i++)
+        print_against(r, &r->entry[i]);
     for (unsigned i = 0; i < r->entries; i++)
         print_not_kept_up(r, &r->entry[i]);
 }
@@ -180,21 +197,31 @@ static void json_entry(FILE *f, const struct bench_run *r, const struct bench_en
     if (coil && e != coil && !e->twin)
         fprintf(f, "     \"coil_ratio\": {\"requests_per_s\": %.4f, \"cpu\": %.4f},\n",
                 ratio_of(r, coil, e, rps).median, ratio_of(r, coil, e, cpu).median);
+    if (find_against(r, e))
+        fprintf(f,
+                "     \"against\": {\"server\": \"%s\", \"requests_per_s\": %.4f, \"cpu\": %.4f, "
+                "\"cpu_bar\": %.2f},\n",
+                e->kind->against, ratio_of(r, e, find_against(r, e), rps).median,
+                ratio_of(r, e, find_against(r, e), cpu).median, e->kind->cpu_bar);
     fprintf(f, "     \"rounds\": [");
     json_rounds(f, r, e);
     fprintf(f, "]}");
 }
 
-static void json_null_band(FILE *f, const struct bench_run *r) {
-    const struct bench_entry *twin = find_twin(r);
-    const struct bench_entry *same = twin ? find(r, twin->server) : NULL;
-    if (!same) return;
-    struct spread t = ratio_of(r, twin, same, rps), c = ratio_of(r, twin, same, cpu);
-    fprintf(
-        f,
-        "  \"null_band\": {\"server\": \"%s\", \"requests_per_s\": [%.4f, %.4f, %.4f], \"cpu\": [%.4f, %.4f, "
-        "%.4f]},\n",
-        twin->server, t.least, t.median, t.most, c.least, c.median, c.most);
+static void json_null_bands(FILE *f, const struct bench_run *r) {
+    unsigned count = 0;
+    fprintf(f, "  \"null_bands\": [");
+    for (unsigned i = 0; i < r->entries; i++) {
+        const struct bench_entry *twin = &r->entry[i];
+        if (!twin->twin) continue;
+        const struct bench_entry *same = find(r, twin->server);
+        struct spread t = ratio_of(r, twin, same, rps), c = ratio_of(r, twin, same, cpu);
+        fprintf(f,
+                "%s\n    {\"server\": \"%s\", \"requests_per_s\": [%.4f, %.4f, %.4f], \"cpu\": [%.4f, %.4f, "
+                "%.4f]}",
+                count++ ? "," : "", twin->server, t.least, t.median, t.most, c.least, c.median, c.most);
+    }
+    fprintf(f, "%s],\n", count ? "\n  " : "");
 }
 
 static void json_head(FILE *f, const struct bench_run *r) {
@@ -221,7 +248,7 @@ int bench_write_json(const struct bench_run *r) {
     if (!f) return -errno;
     fprintf(f, "{\n");
     json_head(f, r);
-    json_null_band(f, r);
+    json_null_bands(f, r);
     fprintf(f, "  \"servers\": [\n");
     for (unsigned i = 0; i < r->entries; i++) {
         json_entry(f, r, &r->entry[i]);

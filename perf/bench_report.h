@@ -2,14 +2,15 @@
 #ifndef BENCH_REPORT_H
 #define BENCH_REPORT_H
 
-#include "bench_common.h"
+#include "bench_run.h"
 
 enum { BENCH_ENTRIES_MAX = 8 };
 
-/* A server's place in each round. The twin is the raw server once more: raw against raw shows how wide chance
- * is. */
+/* A server's place in each round. A twin is the same server once more: against itself it shows how wide
+ * chance is. */
 struct bench_entry {
     const char *server;
+    const struct bench_kind *kind;
     bool twin;
     struct bench_result *round;
 };

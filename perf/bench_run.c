@@ -16,16 +16,17 @@ static const int READY_MS = 15000, EXIT_MS = 10000;
 
 static int stop_pipe[2];
 
-bench_server_fn *bench_find_server(const char *name) {
-    static const struct {
-        const char *name;
-        bench_server_fn *fn;
-    } servers[] = {{"coil", bench_coil},
-                   {"raw-send", bench_raw_send},
-                   {"raw-sqe", bench_raw_sqe},
-                   {"epoll", bench_epoll}};
-    for (size_t i = 0; i < sizeof servers / sizeof *servers; i++)
-        if (strcmp(servers[i].name, name) == 0) return servers[i].fn;
+const struct bench_kind *bench_find_server(const char *name) {
+    static const struct bench_kind kinds[] = {
+        {"coil", bench_coil, NULL, NULL, 0},
+        {"coil-5.10", bench_coil_uring, "5.10", "epoll", 1.15},
+        {"coil-epoll", bench_coil_epoll, NULL, "epoll", 1.10},
+        {"raw-send", bench_raw_send, NULL, NULL, 0},
+        {"raw-sqe", bench_raw_sqe, NULL, NULL, 0},
+        {"epoll", bench_epoll, NULL, NULL, 0},
+    };
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (strcmp(kinds[i].name, name) == 0) return &kinds[i];
     return NULL;
 }
 
@@ -43,15 +44,17 @@ int bench_serve_here(const struct bench_opts *o, const char *name, int ready_fd)
     sigaction(SIGTERM, &act, NULL);
     bench_pin(o->server_cpu);
     bench_files_max();
+    const struct bench_kind *kind = bench_find_server(name);
     struct bench_server s = {
         .opts = o,
+        .caps = kind->caps,
         .ready_fd = ready_fd,
         .stop_fd = stop_pipe[0],
         .stop_wr = stop_pipe[1],
         .count_bytes = o->count * o->size,
         .spin = o->spin == BENCH_SPIN_ALL,
     };
-    int err = bench_find_server(name)(&s);
+    int err = kind->fn(&s);
     if (err < 0) fprintf(stderr, "echo_bench: server %s: %s\n", name, strerror(-err));
     return err < 0;
 }

@@ -29,14 +29,17 @@ static const char help[] =
     "  --rounds N        measurements of each server, interleaved; 9 and more for ratios near 1 (3)\n"
     "\n"
     "Who answers\n"
-    "  --servers LIST    of coil, raw, raw-send, raw-sqe, epoll (coil,raw,epoll)\n"
+    "  --servers LIST    of coil, coil-5.10, coil-epoll, raw, raw-send, raw-sqe, epoll (coil,raw,epoll)\n"
     "                    raw is the better of raw-send and raw-sqe: both are measured\n"
+    "                    coil-5.10: coil with what Linux 5.10 has; coil-epoll: coil over epoll\n"
+    "                    tiers stands for coil-5.10,coil-epoll,epoll: those two against plain epoll\n"
     "  --framed          coil's server reads and writes each message on its own\n"
     "  --spin            coil and raw poll a little before they block\n"
     "  --no-spin         neither does; without these two, coil does as it does by default, and raw blocks\n"
     "  --spin-max US     how long they may poll (50)\n"
     "  --spin-gap US     raw polls while pauses are shorter than this (as --spin-max)\n"
-    "  --no-null         leave out raw against itself, which shows how wide chance is (--null: keep it)\n"
+    "  --no-null         leave out raw and epoll against themselves, which shows how wide chance is\n"
+    "                    (--null: keep it)\n"
     "  --server-cpu N, --load-cpu N   the two CPUs (the last two that we may use)\n"
     "  --one-shot        load generator without multishot receive, as on kernels before 6.0\n"
     "  --json FILE       write all figures as JSON too; - is standard output, instead of the table\n"
@@ -47,7 +50,8 @@ static const char help[] =
     "\n"
     "CPU us/req is the run time of all of the server's threads and of its CPU's softirq thread, per\n"
     "message. Ratios are coil's figure over the other's, taken in each round, then the median: above 1 is\n"
-    "better for requests/s, below 1 for CPU.\n";
+    "better for requests/s, below 1 for CPU. coil-5.10 and coil-epoll are held to plain epoll in the same\n"
+    "way.\n";
 
 /* Above every character, so that none is taken for a short option. */
 enum {
@@ -241,8 +245,22 @@ static void add_entry(struct bench_run *r, const char *server, bool twin) {
         if (strcmp(r->entry[i].server, server) == 0) return;
     if (r->entries == BENCH_ENTRIES_MAX || !bench_find_server(server)) refuse("no such server", server);
     struct bench_entry *e = &r->entry[r->entries++];
-    *e = (struct bench_entry){server, twin, calloc(r->o->rounds, sizeof *e->round)};
+    *e =
+        (struct bench_entry){server, bench_find_server(server), twin, calloc(r->o->rounds, sizeof *e->round)};
     if (!e->round) abort();
+}
+
+/* The first raw server, and whatever coil's tiers are held to, take part twice. */
+static void add_twins(struct bench_run *r) {
+    const char *held_to = NULL;
+    for (unsigned i = 0; i < r->entries; i++)
+        if (r->entry[i].kind->against) held_to = r->entry[i].kind->against;
+    unsigned entries = r->entries, raw = 0;
+    for (unsigned i = 0; i < entries; i++) {
+        const char *server = r->entry[i].server;
+        bool is_raw = strncmp(server, "raw-", 4) == 0;
+        if ((is_raw && raw++ == 0) || (held_to && strcmp(server, held_to) == 0)) add_entry(r, server, true);
+    }
 }
 
 static void add_entries(struct bench_run *r) {
@@ -252,15 +270,15 @@ static void add_entries(struct bench_run *r) {
         if (strcmp(name, "raw") == 0) {
             add_entry(r, "raw-send", false);
             add_entry(r, "raw-sqe", false);
+        } else if (strcmp(name, "tiers") == 0) {
+            add_entry(r, "coil-5.10", false);
+            add_entry(r, "coil-epoll", false);
+            add_entry(r, "epoll", false);
         } else {
             add_entry(r, name, false);
         }
     }
-    for (unsigned i = 0; r->o->null_band && i < r->entries; i++) {
-        if (strncmp(r->entry[i].server, "raw-", 4) != 0) continue;
-        add_entry(r, r->entry[i].server, true);
-        break;
-    }
+    if (r->o->null_band) add_twins(r);
     r->names = list;
 }
 
@@ -274,7 +292,7 @@ static int run_rounds(struct bench_run *r) {
         for (unsigned k = 0; k < r->entries; k++) {
             struct bench_entry *e = &r->entry[(round + k) % r->entries];
             struct bench_result *x = &e->round[round];
-            fprintf(stderr, "round %u of %u: %-9s%s", round + 1, o->rounds, e->server,
+            fprintf(stderr, "round %u of %u: %-10s%s", round + 1, o->rounds, e->server,
                     e->twin ? " (again)" : "");
             bench_measure(o, e->server, x);
             if (x->error[0]) {

@@ -162,6 +162,15 @@ static void ring_enter(struct coil__driver *d, int64_t until_ns) {
     if (until_ns > 0 || unsubmitted(r) || kernel_has_more(r)) call_kernel(r, until_ns);
 }
 
+bool coil__ring_idle(struct coil__driver *d) {
+    const struct ring *r = ring_of(d);
+    return coil__list_empty(&r->fifo) && coil__list_empty(&r->cancels) && !unsubmitted(r);
+}
+
+int coil__ring_fd(struct coil__driver *d) {
+    return ring_of(d)->u.ring_fd;
+}
+
 static void ring_queue(struct coil__driver *d, struct coil__req *q) {
     coil__list_push(&ring_of(d)->fifo, &q->node);
 }
@@ -553,7 +562,8 @@ static int explain(int err, const struct coil__ring_opts *o, struct coil__driver
 
 static void prepare_queues(struct ring *r) {
     /* Newer liburings do this at set-up, older ones at each flush, which coil doesn't use. */
-    for (unsigned i = 0; i < r->u.sq.ring_entries; i++)
+    /* Newer versions of liburing ask for a ring without the array where the kernel has such. */
+    for (unsigned i = 0; r->u.sq.array && i < r->u.sq.ring_entries; i++)
         r->u.sq.array[i] = i;
     r->sq_tail = *r->u.sq.ktail;
     coil__list_init(&r->fifo);

@@ -15,4 +15,9 @@ struct coil__ring_opts {
 int coil__ring_open(const struct coil__ring_opts *o, struct coil__driver **out,
                     struct coil__driver_error *err);
 
+/* For a driver that waits for the ring beside other things: the descriptor that is readable while there are
+ * completions, and whether everything that was queued is in the kernel. */
+int coil__ring_fd(struct coil__driver *d);
+bool coil__ring_idle(struct coil__driver *d);
+
 #endif
