@@ -203,7 +203,7 @@ static ssize_t sendmsg_little(int fd, const struct msghdr *m, int flags) {
     struct iovec iov[64];
     size_t count = 0, left = any_size(&rnd);
     if (below(&rnd, 4) == 0) return -EAGAIN;
-    for (; count < m->msg_iovlen && left; count++) {
+    for (; count < (size_t)m->msg_iovlen && left; count++) {
         iov[count] = m->msg_iov[count];
         iov[count].iov_len = MIN(iov[count].iov_len, left);
         left -= iov[count].iov_len;

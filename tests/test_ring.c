@@ -63,6 +63,25 @@ int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned wait_nr, un
     return n < 0 ? -errno : (int)n;
 }
 
+/* Calls that early kernels don't know, and before they say so wait for every request in flight. */
+static unsigned ring_fds_registered, buf_rings_registered;
+
+int __real_io_uring_register_ring_fd(struct io_uring *u);
+int __real_io_uring_register_buf_ring(struct io_uring *u, struct io_uring_buf_reg *reg, unsigned flags);
+__attribute__((used)) int __wrap_io_uring_register_ring_fd(struct io_uring *u);
+__attribute__((used)) int __wrap_io_uring_register_buf_ring(struct io_uring *u, struct io_uring_buf_reg *reg,
+                                                            unsigned flags);
+
+int __wrap_io_uring_register_ring_fd(struct io_uring *u) {
+    ring_fds_registered++;
+    return __real_io_uring_register_ring_fd(u);
+}
+
+int __wrap_io_uring_register_buf_ring(struct io_uring *u, struct io_uring_buf_reg *reg, unsigned flags) {
+    buf_rings_registered++;
+    return __real_io_uring_register_buf_ring(u, reg, flags);
+}
+
 /* ---- helpers ---- */
 
 static int64_t now_ns(void) {
@@ -248,6 +267,24 @@ Test(ring, each_forced_tier_uses_what_is_left_and_nothing_else) {
         cr_expect_eq(descriptors_called("[timerfd]"), !has(d, CAP(EXT_ARG)), "%s: timerfd", tiers[i]);
         works_without_waiting(d, tiers[i]);
         destroy(d);
+    }
+}
+
+Test(ring, nothing_is_registered_that_the_kernel_may_not_know_and_nothing_later) {
+    for (unsigned i = 0; i < ARRAY_SIZE(tiers); i++) {
+        struct coil__ring_opts o = {
+            .sq_entries = 8, .cq_entries = 32, .pool_buffers = 8, .pool_buffer_size = 64};
+        cr_assert_eq(coil__caps_parse(tiers[i], &o.caps_unused, NULL), 0, "%s", tiers[i]);
+        ring_fds_registered = buf_rings_registered = 0;
+        struct coil__driver *d = open_with(&o);
+        unsigned ring_fds = has(d, CAP(SUBMIT_ALL)) && !(o.caps_unused & CAP(RING_FD));
+        unsigned pools = has(d, CAP(RECV_MULTI));
+        cr_expect_eq(ring_fds_registered, ring_fds, "%s", tiers[i]);
+        cr_expect_eq(buf_rings_registered, pools, "%s", tiers[i]);
+        works_without_waiting(d, tiers[i]);
+        destroy(d);
+        cr_expect_eq(ring_fds_registered, ring_fds, "%s: later", tiers[i]);
+        cr_expect_eq(buf_rings_registered, pools, "%s: later", tiers[i]);
     }
 }
 

@@ -299,11 +299,11 @@ static void expect_denied(const int *calls, unsigned count) {
     denied.error = EPERM;
     expect_all_choices(COIL_ESTART_FORBIDDEN, "forbidden here (EPERM)");
     denied.error = EACCES;
-    expect_all_choices(COIL_ESTART_FORBIDDEN, "forbidden here (EACCES)");
+    expect_fallback(NULL, COIL_DRIVER_ANY, "forbidden here (EACCES)");
     expect_refusal("uring", COIL_DRIVER_ANY, COIL_ESTART_FORBIDDEN, "allow io_uring_setup, io_uring_enter");
     expect_refusal("uring", COIL_DRIVER_ANY, COIL_ESTART_FORBIDDEN, "kernel.io_uring_disabled");
     denied.error = ENOSYS;
-    expect_all_choices(COIL_ESTART_KERNEL, "no io_uring, or a sandbox hides it (ENOSYS)");
+    expect_fallback(NULL, COIL_DRIVER_ANY, "no io_uring, or a sandbox hides it (ENOSYS)");
     expect_refusal("uring", COIL_DRIVER_ANY, COIL_ESTART_KERNEL, "5.10");
 }
 
@@ -783,20 +783,18 @@ static int takes_much(void *arg) {
     return works(arg);
 }
 
+/* Memory takes some runs to find its size: measured, it grows in the first seven and stays for the fifty after. */
 Test(runtime, descriptors_mappings_and_memory_are_as_before) {
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 12; i++)
         cr_assert_eq(coil_run(takes_much, NULL), 19900);
     int fds = check_fd_count(), maps = check_map_count();
-    long rss_kb[2];
-    for (int half = 0; half < 2; half++) {
-        for (int i = 0; i < check_rounds(10); i++)
-            cr_assert_eq(coil_run(takes_much, NULL), 19900);
-        rss_kb[half] = check_rss_kb();
-    }
+    long rss_kb = check_rss_kb();
+    for (int i = 0; i < check_rounds(20); i++)
+        cr_assert_eq(coil_run(takes_much, NULL), 19900);
     cr_assert_eq(check_fd_count(), fds);
     if (CHECK_SANITIZED) return;
     cr_assert_leq(check_map_count(), maps + 2);
-    cr_assert_leq(rss_kb[1], rss_kb[0] + 1024, "%ld KiB, half-way it was %ld", rss_kb[1], rss_kb[0]);
+    cr_assert_leq(check_rss_kb(), rss_kb + 1024, "%ld KiB, was %ld", check_rss_kb(), rss_kb);
 }
 
 static int ends_badly(void *arg) {

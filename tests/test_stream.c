@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
+#include <sys/uio.h>
 
 /* ---- adopt ---- */
 
@@ -373,12 +374,25 @@ static int writes_to_pipe_and_closes_cancelled(void *arg) {
     return coil_stream_close(arg);
 }
 
+/* On some kernels (6.1, not 6.12) a ring's write to a pipe is left to a thread of the kernel, which the cancel may overtake. */
+static bool pipes_are_written_at_once(void) {
+    struct iovec byte = {"x", 1};
+    int p[2];
+    cr_expect_eq(pipe(p), 0);
+    bool at_once = pwritev2(p[1], &byte, 1, -1, RWF_NOWAIT) == 1;
+    close(p[0]), close(p[1]);
+    return at_once;
+}
+
 TaskTest(stream, close_of_a_pipe_in_a_cancelled_task_tries_once_too) {
     char buf[8];
     int p[2];
     cr_expect_eq(pipe(p), 0);
-    cr_expect_eq(join(spawn(writes_to_pipe_and_closes_cancelled, adopt(p[1]))), 0);
-    cr_expect_eq(read(p[0], buf, sizeof buf), 4);
+    bool at_once = coil__here->driver->kind != COIL_DRIVER_URING || pipes_are_written_at_once();
+    int err = join(spawn(writes_to_pipe_and_closes_cancelled, adopt(p[1])));
+    ssize_t n = read(p[0], buf, sizeof buf);
+    cr_expect(err == 0 ? n == 4 : err == -ECANCELED && n == 0, "%d, %zd bytes", err, n);
+    if (at_once) cr_expect_eq(err, 0);
     close(p[0]);
     return 0;
 }

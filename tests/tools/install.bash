@@ -1,4 +1,4 @@
-# Sourced by tests/run and perf/run. install_missing base|full: what the job needs, by apt-get, and only what is missing.
+# Sourced by tests/run and perf/run. install_missing base|tests|full: what the job needs, by apt-get, and only what is missing.
 
 missing=()
 
@@ -15,6 +15,18 @@ cmake_is_new_enough() {
 # The sanitizer runtimes of clang come in a package of their own, named after clang's version.
 clang_sanitizes() {
     echo 'int main(void) { return 0; }' | clang -fsanitize=address,undefined -x c - -o /dev/null
+}
+
+# The oldest and the newest that the archive has.
+want_other_compilers() {
+    local compiler
+    for compiler in $(apt-cache pkgnames | grep -xE 'gcc-[0-9]+' | sort -V | sed -n '1p;$p'); do
+        want "$compiler" command -v "$compiler"
+        want "g++${compiler#gcc}" command -v "g++${compiler#gcc}"
+    done
+    for compiler in $(apt-cache pkgnames | grep -xE 'clang-[0-9]+' | sort -V | sed -n '1p;$p'); do
+        want "$compiler" command -v "$compiler"
+    done
 }
 
 as_root() {
@@ -47,11 +59,20 @@ install_missing() {
     want pkg-config command -v pkg-config
     want liburing-dev pkg-config --exists 'liburing >= 2.3'
     want libcriterion-dev pkg-config --exists criterion
+    if [ "$1" != base ]; then
+        want gcc-aarch64-linux-gnu command -v aarch64-linux-gnu-gcc
+        want qemu-system-x86 command -v qemu-system-x86_64
+        want qemu-system-arm command -v qemu-system-aarch64
+        want xz-utils command -v xz
+        want zstd command -v zstd
+    fi
     if [ "$1" = full ]; then
         want clang command -v clang++
         want clang-format command -v clang-format
         want clang-tidy command -v clang-tidy
-        want gcc-aarch64-linux-gnu command -v aarch64-linux-gnu-gcc
+        want g++-aarch64-linux-gnu command -v aarch64-linux-gnu-g++
+        want musl-tools command -v musl-gcc
+        want_other_compilers
         want qemu-user-static command -v qemu-aarch64-static
         want apache2-utils command -v ab
         want shellcheck command -v shellcheck
