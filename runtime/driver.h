@@ -127,6 +127,7 @@ struct coil__sys {
     int (*file_type)(int fd); /* S_IFMT bits of its mode */
     ssize_t (*recv)(int fd, void *buf, size_t n, int flags);
     ssize_t (*send)(int fd, const void *buf, size_t n, int flags);
+    ssize_t (*recvmsg)(int fd, struct msghdr *m, int flags);
     ssize_t (*sendmsg)(int fd, const struct msghdr *m, int flags);
 
     /* The blocking pool: -EAGAIN: its queue is full, -ENOMEM: it has no thread and can't start one. */

@@ -5,6 +5,7 @@
 
 #include "coil/io.h"
 
+#include <limits.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -56,14 +57,35 @@ ssize_t coil_send(int fd, const void *buf, size_t n, int flags) {
     return on_socket("coil_send", IORING_OP_SEND, fd, buf, n, flags);
 }
 
-ssize_t coil_recvmsg(int fd, struct msghdr *m, int flags) {
+/* The same by plain calls: waits for readiness only. */
+static ssize_t message_by_call(int fd, struct msghdr *m, int flags, bool send) {
+    struct coil__task *t = coil__current("coil_sendmsg");
+    const struct coil__sys *sys = t->sched->driver->sys;
+    for (;;) {
+        ssize_t n = send ? sys->sendmsg(fd, m, flags) : sys->recvmsg(fd, m, flags);
+        if (n != -EAGAIN || flags & MSG_DONTWAIT) return n;
+        int err = wait_ready(t, fd, send ? POLLOUT : POLLIN, t->limit_ns);
+        if (err < 0) return err;
+    }
+}
+
+/* Early 5.10 kernels answer EINVAL to requests with ancillary data (descriptors that travel along). A plain
+ * call takes them, and says EINVAL again where something else was meant. Which error tells of too many pieces
+ * differs between kernels. */
+static ssize_t on_message(const char *call, uint8_t opcode, int fd, struct msghdr *m, int flags) {
     if (!m) return -EINVAL;
-    return on_socket("coil_recvmsg", IORING_OP_RECVMSG, fd, m, 1, flags);
+    if (m->msg_iovlen > IOV_MAX) return -EMSGSIZE;
+    ssize_t n = on_socket(call, opcode, fd, m, 1, flags);
+    if (n != -EINVAL || !m->msg_controllen) return n;
+    return message_by_call(fd, m, flags, opcode == IORING_OP_SENDMSG);
+}
+
+ssize_t coil_recvmsg(int fd, struct msghdr *m, int flags) {
+    return on_message("coil_recvmsg", IORING_OP_RECVMSG, fd, m, flags);
 }
 
 ssize_t coil_sendmsg(int fd, const struct msghdr *m, int flags) {
-    if (!m) return -EINVAL;
-    return on_socket("coil_sendmsg", IORING_OP_SENDMSG, fd, m, 1, flags);
+    return on_message("coil_sendmsg", IORING_OP_SENDMSG, fd, (struct msghdr *)(uintptr_t)m, flags);
 }
 
 /* ---- files, where the driver has no requests for them ---- */
@@ -126,7 +148,12 @@ static ssize_t on_file(const char *call, uint8_t opcode, int fd, const void *p, 
     struct coil__op op;
     coil__op_init(&op);
     coil__op_prep(&op, opcode, fd, p, length(n), (uint64_t)offset);
-    return transfer(t, &op, what, opcode == IORING_OP_READ ? POLLIN : POLLOUT);
+    short events = opcode == IORING_OP_READ ? POLLIN : POLLOUT;
+    ssize_t res = transfer(t, &op, what, events);
+    if (res != -ESPIPE || offset != -1) return res;
+    /* Early 5.10 kernels take -1 for a position, which a socket doesn't have. */
+    op.req.sqe.off = 0;
+    return transfer(t, &op, what, events);
 }
 
 ssize_t coil_read(int fd, void *buf, size_t n, int64_t offset) {
@@ -163,7 +190,9 @@ int coil_poll(int fd, short events) {
     int err = coil__admit(t);
     if (err) return err;
     if (!events) return -EINVAL;
-    return wait_ready(t, fd, events, t->limit_ns);
+    int res = wait_ready(t, fd, events, t->limit_ns);
+    /* Early 5.10 kernels tell also what nobody has asked for. */
+    return res < 0 ? res : res & (events | POLLERR | POLLHUP | POLLNVAL);
 }
 
 int coil_shutdown(int fd, int how) {

@@ -93,6 +93,11 @@ static ssize_t sys_send(int fd, const void *buf, size_t n, int flags) {
     return r < 0 ? -errno : r;
 }
 
+static ssize_t sys_recvmsg(int fd, struct msghdr *m, int flags) {
+    ssize_t r = recvmsg(fd, m, flags | MSG_DONTWAIT);
+    return r < 0 ? -errno : r;
+}
+
 static ssize_t sys_sendmsg(int fd, const struct msghdr *m, int flags) {
     ssize_t r = sendmsg(fd, m, flags | MSG_DONTWAIT | MSG_NOSIGNAL);
     return r < 0 ? -errno : r;
@@ -126,6 +131,7 @@ const struct coil__sys coil__sys_linux = {
     .file_type = sys_file_type,
     .recv = sys_recv,
     .send = sys_send,
+    .recvmsg = sys_recvmsg,
     .sendmsg = sys_sendmsg,
     .hand_over = coil__threads_hand_over,
     .take_back = coil__threads_take_back,
