@@ -44,8 +44,8 @@ struct coil__cap_info {
 
 extern const struct coil__cap_info coil__cap_table[COIL__CAP_COUNT];
 
-/* A kernel that has a capability which must not be used: the only decisions that look at a version, because what
- * is wrong there is a race, which no probe can find. */
+/* A kernel that has a capability which must not be used: the only decisions that look at a version, because
+ * what is wrong there is a race, which no probe can find. */
 struct coil__cap_exception {
     enum coil__cap cap;
     int from[3], before[3]; /* kernel releases */

@@ -255,7 +255,8 @@ static void close_pool(struct ring *r) {
     *p = (struct coil__pool){0};
 }
 
-/* Where the ring had to shrink, locked memory is scarce: the pool's own ring, which counts too, takes a page. */
+/* Where the ring had to shrink, locked memory is scarce: the pool's own ring, which counts too, takes a page.
+ */
 static uint32_t pool_count(const struct ring *r, const struct coil__ring_opts *o) {
     unsigned one_page = (unsigned)sysconf(_SC_PAGESIZE) / sizeof(struct io_uring_buf);
     bool scarce = r->u.cq.ring_entries < o->cq_entries;

@@ -1,8 +1,8 @@
 /* coil_run: from options to a worker, until its last task has ended. */
 #include "cancel.h"
 #include "caps.h"
+#include "hybrid.h"
 #include "poll.h"
-#include "ring.h"
 #include "signals.h"
 #include "threads.h"
 
@@ -234,7 +234,7 @@ static int open_ring(const coil_run_opts *o, uint64_t unused, struct coil__drive
                                    .pool_buffers = o->pool_buffers,
                                    .pool_buffer_size = (uint32_t)o->pool_buffer_size,
                                    .caps_unused = unused};
-    return coil__ring_open(&ring, out, err);
+    return coil__hybrid_open(&ring, out, err);
 }
 
 /* Said once in a process: the next run, and those in other threads, would say the same. */

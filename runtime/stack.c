@@ -27,7 +27,7 @@
 #define MAPPINGS_PER_GUARD 2 /* A protected gap splits one mapping into three. */
 #define MAX_MAP_COUNT_DEFAULT 65530
 #define SIGNAL_FRAME_SIZE 51 /* AT_MINSIGSTKSZ, which older headers lack. */
-#define GUARD_INSTALL 102 /* MADV_GUARD_INSTALL, which older headers lack. */
+#define GUARD_INSTALL 102    /* MADV_GUARD_INSTALL, which older headers lack. */
 
 struct coil__slab {
     struct coil__node node;      /* In the pool's list of all slabs. */
@@ -444,7 +444,8 @@ static void handlers_restore(void) {
 }
 
 int coil__stack_thread_begin(struct coil__stack_pool *p) {
-    /* What the kernel saves there grows with the processor's registers; a kernel that doesn't tell has small ones. */
+    /* What the kernel saves there grows with the processor's registers; a kernel that doesn't tell has small
+     * ones. */
     size_t size = MAX(SIGNAL_STACK_SIZE_MIN, 4 * (size_t)getauxval(SIGNAL_FRAME_SIZE)) * COIL__STACK_SCALE;
     size = round_up(size, p->page_size);
     void *m = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

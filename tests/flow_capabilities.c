@@ -35,15 +35,16 @@ static bool sets_up(unsigned flags) {
 static struct io_uring_cqe answer(struct io_uring *u) {
     struct io_uring_cqe *cqe = NULL, copy = {.res = -EIO};
     io_uring_submit_and_wait(u, 1);
-    if (io_uring_peek_cqe(u, &cqe) == 0 && cqe) copy = (struct io_uring_cqe){.res = cqe->res, .flags = cqe->flags};
+    if (io_uring_peek_cqe(u, &cqe) == 0 && cqe)
+        copy = (struct io_uring_cqe){.res = cqe->res, .flags = cqe->flags};
     return copy;
 }
 
 static bool waits_with_limit(struct io_uring *u) {
     struct __kernel_timespec ts = {.tv_nsec = 1000000};
     struct io_uring_getevents_arg arg = {.sigmask_sz = _NSIG / 8, .ts = (uintptr_t)&ts};
-    long n = syscall(SYS_io_uring_enter, u->ring_fd, 0, 1, IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, &arg,
-                     sizeof arg);
+    long n = syscall(SYS_io_uring_enter, u->ring_fd, 0, 1, IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG,
+                     &arg, sizeof arg);
     return n < 0 && errno == ETIME;
 }
 

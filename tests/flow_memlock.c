@@ -1,8 +1,8 @@
-/* Locked memory. Some kernels count a ring against RLIMIT_MEMLOCK, per user and only without CAP_IPC_LOCK, and
- * give it back some time after its end. So each test has a child that becomes a user whom nobody else is, with
- * a limit of its own, and asks the kernel itself whether rings count. Where the tests do not run as root, the
- * user is whoever runs them, and the limit may be lower already; tests that use up what there is are skipped,
- * because those beside them share it. */
+/* Locked memory. Some kernels count a ring against RLIMIT_MEMLOCK, per user and only without CAP_IPC_LOCK,
+ * and give it back some time after its end. So each test has a child that becomes a user whom nobody else is,
+ * with a limit of its own, and asks the kernel itself whether rings count. Where the tests do not run as
+ * root, the user is whoever runs them, and the limit may be lower already; tests that use up what there is
+ * are skipped, because those beside them share it. */
 #include "check.h"
 
 #include "coil/coil.h"
@@ -130,7 +130,8 @@ Test(memlock, epoll_serves_where_no_ring_fits_and_one_line_says_why) {
         return;
     }
     cr_assert_eq(code, FINE, "%d: %s", code, text);
-    cr_expect(strstr(text, "epoll") && strstr(text, "limit is 0 bytes") && strstr(text, "ulimit -l"), "%s", text);
+    cr_expect(strstr(text, "epoll") && strstr(text, "limit is 0 bytes") && strstr(text, "ulimit -l"), "%s",
+              text);
     cr_expect(strchr(text, '\n') == text + strlen(text) - 1, "one line: %s", text);
 }
 

@@ -25,7 +25,7 @@
 static struct {
     const struct coil__driver_ops *real;
     struct coil__driver_ops ops;
-    uint64_t opcodes;  /* that the kernel knows, and its features, asked without the driver's help */
+    uint64_t opcodes; /* that the kernel knows, and its features, asked without the driver's help */
     unsigned features;
     unsigned requests, wrong;
 } gate;
@@ -70,7 +70,8 @@ static bool suits_kernel(const struct io_uring_sqe *sqe) {
                                                       gate.features & IORING_FEAT_RSRC_TAGS));
     case IORING_OP_SEND:
     case IORING_OP_SENDMSG:
-        /* All kernels that the tests run on add it themselves (5.10.46 does too), so only the request can show it. */
+        /* All kernels that the tests run on add it themselves (5.10.46 does too), so only the request can
+         * show it. */
         return sqe->ioprio == 0 && sqe->msg_flags & MSG_NOSIGNAL;
     default:
         return sqe->ioprio == 0;
@@ -81,8 +82,8 @@ static void looks_at_request(struct coil__driver *d, struct coil__req *r) {
     gate.requests++;
     if (!suits_kernel(&r->sqe)) {
         gate.wrong++;
-        cr_expect(false, "opcode %u, flags %#x, ioprio %#x, len %u", r->sqe.opcode, r->sqe.flags, r->sqe.ioprio,
-                  r->sqe.len);
+        cr_expect(false, "opcode %u, flags %#x, ioprio %#x, len %u", r->sqe.opcode, r->sqe.flags,
+                  r->sqe.ioprio, r->sqe.len);
     }
     gate.real->queue(d, r);
 }
@@ -220,7 +221,8 @@ static int busy_workers_in(const char *dir, const char *name) {
     int n = 0;
     DIR *d = opendir(dir);
     for (struct dirent *e; d && (e = readdir(d));) {
-        if (!read_text(dir, e->d_name, "comm", text, sizeof text) || strncmp(text, name, strlen(name))) continue;
+        if (!read_text(dir, e->d_name, "comm", text, sizeof text) || strncmp(text, name, strlen(name)))
+            continue;
         n += !read_text(dir, e->d_name, "stack", text, sizeof text) || strstr(text, "io_issue_sqe");
     }
     if (d) closedir(d);
@@ -269,8 +271,8 @@ static bool takes_in_time(sem_t *s) {
     return sem_timedwait(s, &end) == 0;
 }
 
-/* Whether a request whose wake-up was stolen waits for the next one. In early 5.10 it goes on in a worker of the
- * kernel, where it blocks; a cancel must reach it there too. */
+/* Whether a request whose wake-up was stolen waits for the next one. In early 5.10 it goes on in a worker of
+ * the kernel, where it blocks; a cancel must reach it there too. */
 static bool waits_again(void) {
     return ask_kernel() && gate.features & IORING_FEAT_NATIVE_WORKERS;
 }
@@ -422,7 +424,8 @@ static int is_robbed(void *arg) {
     return 0;
 }
 
-Test(old_kernels, a_listener_whose_connections_are_stolen_leaves_no_worker_of_the_kernel_waiting, .timeout = 20) {
+Test(old_kernels, a_listener_whose_connections_are_stolen_leaves_no_worker_of_the_kernel_waiting,
+     .timeout = 20) {
     cr_assert_eq(coil_run(is_robbed, NULL), 0);
 }
 

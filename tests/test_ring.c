@@ -41,8 +41,8 @@ static struct {
 int __real_io_uring_queue_init_params(unsigned entries, struct io_uring *u, struct io_uring_params *p);
 __attribute__((used)) int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *u,
                                                             struct io_uring_params *p);
-__attribute__((used)) int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned wait_nr, unsigned flags,
-                                                 void *arg, size_t size);
+__attribute__((used)) int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned wait_nr,
+                                                 unsigned flags, void *arg, size_t size);
 
 int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *u, struct io_uring_params *p) {
     kernel.setups++;
@@ -54,7 +54,8 @@ int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *u, stru
     return __real_io_uring_queue_init_params(entries, u, p);
 }
 
-int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned wait_nr, unsigned flags, void *arg, size_t size) {
+int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned wait_nr, unsigned flags, void *arg,
+                           size_t size) {
     if (kernel.on_enter) {
         int err = kernel.on_enter(&to_submit, wait_nr);
         if (err < 0) return err;

@@ -783,7 +783,8 @@ static int takes_much(void *arg) {
     return works(arg);
 }
 
-/* Memory takes some runs to find its size: measured, it grows in the first seven and stays for the fifty after. */
+/* Memory takes some runs to find its size: measured, it grows in the first seven and stays for the fifty
+ * after. */
 Test(runtime, descriptors_mappings_and_memory_are_as_before) {
     for (int i = 0; i < 12; i++)
         cr_assert_eq(coil_run(takes_much, NULL), 19900);

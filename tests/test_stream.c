@@ -374,7 +374,8 @@ static int writes_to_pipe_and_closes_cancelled(void *arg) {
     return coil_stream_close(arg);
 }
 
-/* On some kernels (6.1, not 6.12) a ring's write to a pipe is left to a thread of the kernel, which the cancel may overtake. */
+/* On some kernels (6.1, not 6.12) a ring's write to a pipe is left to a thread of the kernel, which the
+ * cancel may overtake. */
 static bool pipes_are_written_at_once(void) {
     struct iovec byte = {"x", 1};
     int p[2];
