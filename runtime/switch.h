@@ -117,7 +117,9 @@ COIL__SWITCH_FN void coil__tsan_destroy(struct coil__ctx *c) {
 /* The kernel orders what came before a request before what follows its completion, and TSan can't see it. */
 #define COIL__TSAN_RELEASE(p) __tsan_release(p)
 #define COIL__TSAN_ACQUIRE(p) __tsan_acquire(p)
+enum { COIL__TSAN_ON = 1 };
 #else
+enum { COIL__TSAN_ON = 0 };
 #define COIL__TSAN_RELEASE(p) ((void)(p))
 #define COIL__TSAN_ACQUIRE(p) ((void)(p))
 #endif

@@ -33,17 +33,16 @@ static struct {
 enum { PROBED = 64 };
 
 static bool ask_kernel(void) {
-    struct {
-        struct io_uring_probe head;
-        struct io_uring_probe_op ops[PROBED];
-    } probe = {0};
+    _Alignas(struct io_uring_probe) char
+        bytes[sizeof(struct io_uring_probe) + PROBED * sizeof(struct io_uring_probe_op)] = {0};
+    struct io_uring_probe *probe = (void *)bytes;
     struct io_uring_params p = {0};
     int fd = (int)syscall(SYS_io_uring_setup, 8, &p);
     if (fd < 0) return false;
     gate.features = p.features;
-    if (syscall(SYS_io_uring_register, fd, IORING_REGISTER_PROBE, &probe, PROBED) == 0) {
-        for (unsigned i = 0; i < probe.head.ops_len && i < PROBED; i++)
-            if (probe.head.ops[i].flags & IO_URING_OP_SUPPORTED) gate.opcodes |= UINT64_C(1) << i;
+    if (syscall(SYS_io_uring_register, fd, IORING_REGISTER_PROBE, probe, PROBED) == 0) {
+        for (unsigned i = 0; i < probe->ops_len && i < PROBED; i++)
+            if (probe->ops[i].flags & IO_URING_OP_SUPPORTED) gate.opcodes |= UINT64_C(1) << i;
     }
     close(fd);
     return gate.opcodes != 0;
@@ -168,7 +167,6 @@ static int uses_everything(void *arg) {
     uses_streams();
     uses_calls();
     cr_expect_gt(gate.requests, 10);
-    coil__here->driver->ops = gate.real;
     return 0;
 }
 
@@ -195,7 +193,7 @@ static int sleeps_alone(void *arg) {
     return 0;
 }
 
-Test(old_kernels, a_wait_with_a_limit_needs_no_request_of_its_own, .timeout = 20) {
+Test(old_kernels, a_wait_with_a_limit_needs_no_request_of_its_own) {
     cr_assert_eq(coil_run(sleeps_alone, NULL), 0);
 }
 
@@ -424,8 +422,7 @@ static int is_robbed(void *arg) {
     return 0;
 }
 
-Test(old_kernels, a_listener_whose_connections_are_stolen_leaves_no_worker_of_the_kernel_waiting,
-     .timeout = 20) {
+Test(old_kernels, a_listener_whose_connections_are_stolen_leaves_no_worker_of_the_kernel_waiting) {
     cr_assert_eq(coil_run(is_robbed, NULL), 0);
 }
 
@@ -467,7 +464,6 @@ static int sends_to_nobody(void *arg) {
         cr_expect_not(pipe_signal_pending(), "stream, %zu bytes", sizes[i / 2]);
         coil_stream_abort(s);
     }
-    coil__here->driver->ops = gate.real;
     return 0;
 }
 
@@ -515,7 +511,7 @@ static int cancels_one_of_three(void *arg) {
     return 0;
 }
 
-Test(old_kernels, of_three_requests_on_a_descriptor_one_is_cancelled, .timeout = 20) {
+Test(old_kernels, of_three_requests_on_a_descriptor_one_is_cancelled) {
     cr_assert_eq(coil_run(cancels_one_of_three, NULL), 0);
 }
 
