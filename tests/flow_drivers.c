@@ -333,11 +333,17 @@ static struct coil__driver *open_ring(void) {
     return coil__ring_open(&o, &d, &err) == 0 ? d : NULL;
 }
 
+/* Early 5.10 kernels tell events too that nobody has asked for; io.c leaves them out. */
+static int32_t outcome(const struct ask *x) {
+    bool tells = x->req.sqe.opcode == IORING_OP_POLL_ADD && x->res > 0;
+    return tells ? x->res & (int32_t)(x->req.sqe.poll32_events | POLLERR | POLLHUP | POLLNVAL) : x->res;
+}
+
 static bool compare(const struct play *a, const struct play *b, uint64_t seed) {
     bool same = true;
     for (int i = 0; same && i < MIN(a->asks, b->asks); i++) {
         const struct ask *x = &a->at[i], *y = &b->at[i];
-        same = x->res == y->res && x->step == y->step;
+        same = outcome(x) == outcome(y) && x->step == y->step;
         cr_expect(same,
                   "seed %llu, request %d (opcode %u, kind %u): %d in step %d, of the ring %d in step %d",
                   (unsigned long long)seed, i, x->req.sqe.opcode, a->channels[x->channel].kind, x->res,
