@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -148,13 +149,19 @@ static inline uint64_t take_to_end(int fd, uint64_t pos) {
     }
 }
 
-/* Fills the socket's buffers up with zeros from outside the stream. */
+/* Fills the socket's buffers up with zeros from outside the stream. TCP makes room again as long as bytes are
+ * on their way to the peer's buffer. */
 static inline void stuff(int fd) {
     static const char zeros[4096];
-    while (send(fd, zeros, sizeof zeros, MSG_DONTWAIT) > 0)
-        continue;
-    while (send(fd, zeros, 1, MSG_DONTWAIT) > 0)
-        continue;
+    struct pollfd p = {.fd = fd, .events = POLLOUT};
+    int domain = AF_UNIX;
+    getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &(socklen_t){sizeof domain});
+    do {
+        while (send(fd, zeros, sizeof zeros, MSG_DONTWAIT) > 0)
+            continue;
+        while (send(fd, zeros, 1, MSG_DONTWAIT) > 0)
+            continue;
+    } while (domain != AF_UNIX && poll(&p, 1, 20) == 1);
 }
 
 /* ---- random numbers ---- */

@@ -331,35 +331,6 @@ Test(runtime, where_only_registering_is_denied_a_ring_does_without) {
     }
 }
 
-static const char disabled_path[] = "/proc/sys/kernel/io_uring_disabled";
-
-static bool set_disabled(const char *value) {
-    FILE *f = fopen(disabled_path, "we");
-    if (!f) return false;
-    bool done = fputs(value, f) >= 0;
-    return fclose(f) == 0 && done;
-}
-
-/* Everybody on the machine is concerned: only one that is the test's own is changed. */
-Test(runtime, where_the_sysctl_disables_io_uring_there_is_epoll) {
-    char text[3][1024], was[8] = "";
-    check_needs(getenv("COIL_GUEST") || getenv("KMATRIX_GUEST"), "a machine of its own");
-    FILE *f = fopen(disabled_path, "re");
-    check_needs(f && fgets(was, sizeof was, f), "kernel.io_uring_disabled");
-    fclose(f);
-    check_needs(set_disabled("2"), "root, to set kernel.io_uring_disabled");
-    int any = run_on(NULL, COIL_DRIVER_ANY, false, text[0]);
-    int uring = run_on(NULL, COIL_DRIVER_URING, false, text[1]);
-    int epoll = run_on(NULL, COIL_DRIVER_EPOLL, false, text[2]);
-    cr_assert(set_disabled(was));
-    cr_assert_eq(any, ON_EPOLL, "%d %s", any, text[0]);
-    cr_assert(strstr(text[0], "forbidden here (EPERM)") && one_line(text[0]), "%s", text[0]);
-    cr_assert_eq(uring, -COIL_ESTART_FORBIDDEN - 5000, "%d %s", uring, text[1]);
-    cr_assert(strstr(text[1], "kernel.io_uring_disabled") && one_line(text[1]), "%s", text[1]);
-    cr_assert_eq(epoll, ON_EPOLL);
-    cr_assert_str_eq(text[2], "");
-}
-
 static void *runs_opts(void *arg) {
     return (void *)(intptr_t)run_opts(arg);
 }
