@@ -147,6 +147,8 @@ static uint64_t asked_directly(void) {
     }
     io_uring_queue_exit(&u);
     munmap(br, 4096);
+    /* There an epoll set does the polling (hybrid.c). */
+    if (!(caps & (BIT(COOP_TASKRUN) | BIT(RECV_MULTI)))) caps &= ~BIT(POLL_MULTI);
     return caps;
 }
 
