@@ -58,7 +58,7 @@ static bool is_passing(int err) {
 
 static void wake_one(struct coil__list *waiting) {
     struct coil__node *n = coil__list_pop(waiting);
-    if (n) coil__ready(CONTAINER_OF(n, struct coil__wait, node), 0);
+    if (n) coil__ready(CONTAINER_OF(n, struct coil__wait, entry.node), 0);
 }
 
 static void wake_all(struct coil__list *waiting) {
@@ -162,7 +162,7 @@ static int await_connection(coil_listener *l, struct coil__task *t) {
     struct coil__wait w = {.abort = coil__wait_leave, .what = "accept", .fd = l->fd, .outside = true};
     int err = l->op.live || rests(l) ? 0 : arm(l);
     if (err) return err;
-    coil__list_push(&l->waiters, &w.node);
+    coil__list_push(&l->waiters, &w.entry.node);
     coil__park_until(t, &w, t->limit_ns);
     return w.interrupted ? coil__stop_error(t) : 0;
 }
@@ -214,7 +214,7 @@ void coil__listener_leave(coil_listener *l) {
 }
 
 void coil__listener_watch(coil_listener *l, struct coil__wait *w) {
-    coil__list_push(&l->watchers, &w->node);
+    coil__list_push(&l->watchers, &w->entry.node);
 }
 
 bool coil__listener_closing(const coil_listener *l) {
@@ -336,7 +336,7 @@ int coil_listener_addr(const coil_listener *l, coil_addr *out) {
 
 static void wait_settled(coil_listener *l, struct coil__task *t) {
     struct coil__wait w = {.what = "close", .fd = l->fd, .outside = true};
-    coil__list_push(&l->closers, &w.node);
+    coil__list_push(&l->closers, &w.entry.node);
     coil__park_always(t, &w);
 }
 

@@ -28,9 +28,9 @@ static void tell(const struct server *sv, const coil_addr *peer, int err) {
 
 static void one_less(struct server *sv) {
     sv->open--;
-    if (!sv->full || !coil__node_linked(&sv->full->node)) return;
+    if (!sv->full || !coil__node_linked(&sv->full->entry.node)) return;
     struct coil__wait *w = sv->full;
-    coil__node_unlink(&w->node);
+    coil__node_unlink(&w->entry.node);
     coil__ready(w, 0);
 }
 
@@ -75,18 +75,13 @@ static int begin_connection(struct server *sv, coil_stream *s) {
     return err;
 }
 
-static void room_abort(struct coil__wait *w) {
-    coil__node_unlink(&w->node);
-    coil__ready(w, 0);
-}
-
 /* While as many connections are open as may be, nothing is accepted: the kernel's backlog holds the others
  * back. */
 static int await_room(struct server *sv, struct coil__task *t) {
     if (!sv->o->connections_max || sv->open < sv->o->connections_max) return 0;
     coil__listener_pause(sv->l);
     while (sv->open >= sv->o->connections_max) {
-        struct coil__wait w = {.abort = room_abort, .what = "room for a connection", .fd = -1};
+        struct coil__wait w = {.abort = coil__wait_leave, .what = "room for a connection", .fd = -1};
         if (coil__listener_closing(sv->l)) return -EBADF;
         sv->full = &w;
         coil__listener_watch(sv->l, &w);

@@ -181,14 +181,14 @@ static void close_abandoned(coil_stream *s) {
 
 void coil__stream_settle(coil_stream *s) {
     for (struct coil__node *n; (n = coil__list_pop(&s->closers));) {
-        coil__ready(CONTAINER_OF(n, struct coil__wait, node), 0);
+        coil__ready(CONTAINER_OF(n, struct coil__wait, entry.node), 0);
     }
     if (UNLIKELY(s->abandoned)) close_abandoned(s);
 }
 
 static void wait_settled(coil_stream *s, struct coil__task *t) {
     struct coil__wait w = {.what = "close", .fd = s->fd, .outside = true};
-    coil__list_push(&s->closers, &w.node);
+    coil__list_push(&s->closers, &w.entry.node);
     coil__park_always(t, &w);
 }
 

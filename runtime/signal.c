@@ -64,7 +64,7 @@ static void deliver(struct coil__letter *l) {
     uint64_t pending = atomic_load(&d->pending), taken = 0;
     for (struct coil__node *n = d->waiters.head.next, *next; n != &d->waiters.head; n = next) {
         next = n->next;
-        struct signal_wait *w = CONTAINER_OF(n, struct signal_wait, wait.node);
+        struct signal_wait *w = CONTAINER_OF(n, struct signal_wait, wait.entry.node);
         uint64_t got = pending & w->wanted;
         if (!got) continue;
         int sig = __builtin_ctzll(got) + 1;
@@ -186,7 +186,7 @@ int coil_signal_wait(const int *signals, size_t n) {
         coil__charge(t);
         return sig;
     }
-    coil__list_push(&d->waiters, &w.wait.node);
+    coil__list_push(&d->waiters, &w.wait.entry.node);
     coil__park_until(t, &w.wait, t->limit_ns);
     return w.wait.interrupted ? coil__stop_error(t) : w.wait.result;
 }

@@ -20,7 +20,7 @@ int coil_spawn_with(coil_task *out, const coil_spawn_opts *o, coil_fn *fn, void 
 
 static int join(struct coil__task *t, struct coil__task *target, int *result) {
     struct coil__wait w = {.abort = coil__wait_leave, .what = "join", .fd = -1};
-    coil__list_push(&target->joiners, &w.node);
+    coil__list_push(&target->joiners, &w.entry.node);
     coil__park_until(t, &w, t->limit_ns);
     if (w.interrupted) return coil__stop_error(t);
     if (result) *result = w.result;

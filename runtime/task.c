@@ -243,7 +243,7 @@ void coil__interrupt(struct coil__task *t) {
 }
 
 void coil__wait_leave(struct coil__wait *w) {
-    coil__node_unlink(&w->node);
+    coil__node_unlink(&w->entry.node);
     coil__ready(w, 0);
 }
 
@@ -275,7 +275,7 @@ static void check_closed(struct coil__task *t) {
 static bool tell_joiners(struct coil__task *t) {
     bool any = false;
     for (struct coil__node *n; (n = coil__list_pop(&t->joiners)); any = true) {
-        coil__ready(CONTAINER_OF(n, struct coil__wait, node), t->result);
+        coil__waiter_ready(CONTAINER_OF(n, struct coil__waiter, node), t->result);
     }
     return any;
 }

@@ -38,6 +38,14 @@ struct coil__timer {
 
 enum coil__state { COIL__FREE, COIL__READY, COIL__RUNNING, COIL__PARKED, COIL__ENDED };
 
+/* An entry in the list of those who wait for an object: of one wait, or of a select, which stands in the list of
+ * each of its cases. Whoever gives it what it waits for unlinks it first, then calls coil__waiter_ready. */
+struct coil__waiter {
+    struct coil__node node;
+    void (*won)(struct coil__waiter *e, int result); /* a select's; NULL: this is the entry of a wait */
+    void *item; /* what is handed over: the memory of an item, or a number of permits */
+};
+
 /* What a parked task waits for; lives on its stack. */
 struct coil__wait {
     /* Asks for the wait to end early: either queues a cancel (then only the request's own completion readies
@@ -45,10 +53,13 @@ struct coil__wait {
      * can't be ended early. */
     void (*abort)(struct coil__wait *w);
     struct coil__task *task;
-    struct coil__node node; /* in the list of the object waited for, where it has one */
+    struct coil__waiter entry; /* in the list of the object waited for, where it has one */
     int64_t until_ns;       /* the deadline of this wait; COIL__NEVER: none */
     const char *what;       /* for reports: "recv", "join" ... */
     int fd;                 /* for reports; -1: none */
+    const void *on;         /* for reports: the object waited for; NULL: none */
+    /* For reports: the task that this one waits for, the owner of a lock or who is joined; NULL: unknown. */
+    const struct coil__task *(*blocker)(const struct coil__wait *w);
     int result;             /* set by whoever readies the task */
     bool outside; /* something beyond this worker's tasks can end it: the kernel, a signal, another thread */
     bool interrupted; /* a cancel or the deadline has called abort */
@@ -79,7 +90,7 @@ struct coil__task {
     uint32_t next_free;
     int result;
 
-    struct coil__list joiners;           /* waits of those who join it */
+    struct coil__list joiners;           /* entries of those who join it */
     struct coil__group *group;           /* whose child it is; NULL: nobody's */
     struct coil__node sibling;           /* among that group's children */
     void (*ended)(struct coil__task *t); /* set together with `group`, which wants to know */
@@ -184,6 +195,15 @@ static inline void coil__ready(struct coil__wait *w, int result) {
     t->state = COIL__READY;
     t->sched->outside -= w->outside;
     coil__ring_queue_push(&t->sched->ready, t);
+}
+
+/* Gives an entry, which is in no list any more, the result it waits for. */
+static inline void coil__waiter_ready(struct coil__waiter *e, int result) {
+    if (UNLIKELY(e->won != NULL)) {
+        e->won(e, result);
+    } else {
+        coil__ready(CONTAINER_OF(e, struct coil__wait, entry), result);
+    }
 }
 
 /* The abort of a wait that only stands in somebody's list: takes it out, and readies its task. */
