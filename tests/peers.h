@@ -56,6 +56,13 @@ static inline void peers_reset(int fd) {
     close(fd);
 }
 
+/* The next byte that fd receives; -1: none comes. Loopback may take a moment to deliver. */
+static inline int peers_byte(int fd) {
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    unsigned char c;
+    return poll(&p, 1, 20000) == 1 && recv(fd, &c, 1, MSG_DONTWAIT) == 1 ? c : -1;
+}
+
 /* Whether the other side ends the connection, by FIN or reset, within 20 s. */
 static inline bool peers_sees_end(int fd) {
     char c;
