@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 static coil_task spawn(coil_fn *fn, void *arg) {
     coil_task t = {0};
