@@ -96,13 +96,15 @@ static void open_channel(struct channel *c, enum kind kind) {
     c->peer = fd[1];
 }
 
-/* What the peer has done has arrived, so that both drivers find it there. */
+/* What the peer has done has arrived, so that both drivers find it there. Only TCP takes a while for bytes,
+ * and only there is FIONREAD asked: some kernels count wrong on Unix sockets (seen on 6.19.14). */
 static void arrive(const struct channel *c) {
     int64_t end_ns = now_ns() + patience_ns;
     if (c->kind == DGRAM) return;
     struct pollfd p = {.fd = c->fd, .events = POLLRDHUP};
     while ((c->shut || c->peer < 0) && now_ns() < end_ns && poll(&p, 1, 100) == 0)
         continue;
+    if (c->kind != TCP) return;
     for (int there = -1; c->waiting[READING] < 0 && there != (int)c->queued && now_ns() < end_ns;)
         cr_assert_eq(ioctl(c->fd, FIONREAD, &there), 0);
 }
