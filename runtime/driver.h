@@ -18,7 +18,9 @@
 
 #include "coil/runtime.h"
 
-#include <linux/io_uring.h>
+/* liburing's copy, not the system's: ring.c includes both, and the first one wins. */
+#include <liburing/compat.h>
+#include <liburing/io_uring.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 

@@ -185,8 +185,7 @@ static int main_task(void *arg) {
 /* Streams and listeners that no task has closed: their requests would keep ports and peers for some time
  * after the ring is gone, so they are taken back like any other. */
 static void take_back_objects(struct coil__worker *w) {
-    unsigned count = 0;
-    for (struct coil__node *n; (n = coil__list_pop(&w->objects)); count++) {
+    for (struct coil__node *n; (n = coil__list_pop(&w->objects));) {
         struct coil__object *o = CONTAINER_OF(n, struct coil__object, node);
         if (!w->quiet)
             fprintf(stderr, "coil: a %s was left open at the end of coil_run; closing it\n", o->what);

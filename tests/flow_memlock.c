@@ -7,7 +7,8 @@
 
 #include "coil/coil.h"
 
-#include <linux/io_uring.h>
+#include <liburing/compat.h>
+#include <liburing/io_uring.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>

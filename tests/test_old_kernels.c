@@ -10,7 +10,8 @@
 
 #include <dirent.h>
 #include <fcntl.h>
-#include <linux/io_uring.h>
+#include <liburing/compat.h>
+#include <liburing/io_uring.h>
 #include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>

@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 
 /* ---- adopt ---- */
@@ -380,7 +381,7 @@ static bool pipes_are_written_at_once(void) {
     struct iovec byte = {"x", 1};
     int p[2];
     cr_expect_eq(pipe(p), 0);
-    bool at_once = pwritev2(p[1], &byte, 1, -1, RWF_NOWAIT) == 1;
+    bool at_once = syscall(SYS_pwritev2, p[1], &byte, 1, -1L, -1L, RWF_NOWAIT) == 1;
     close(p[0]), close(p[1]);
     return at_once;
 }
