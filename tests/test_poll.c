@@ -621,7 +621,8 @@ static void not_sockets(struct coil__driver *d) {
         int32_t res = run(d, &r);
         cr_expect_eq(res, -ENOTSOCK, "%s: opcode %u: %d", name_of(d), of_sockets[i], res);
     }
-    struct coil__req r = request(1, IORING_OP_READ, fd[1], &r, 1);
+    char byte = 0;
+    struct coil__req r = request(1, IORING_OP_READ, fd[1], &byte, 1);
     cr_expect_eq(run(d, &r), -EBADF, "%s: the end that writes", name_of(d));
     r = request(1, IORING_OP_WRITE, fd[0], "x", 1);
     cr_expect_eq(run(d, &r), -EBADF, "%s: the end that reads", name_of(d));
@@ -887,7 +888,7 @@ Test(poll, the_end_of_a_peers_writing_is_told_only_to_who_asks) {
 static void always_ready(struct coil__driver *d) {
     int null = open("/dev/null", O_RDWR | O_CLOEXEC), file = memfd_create("bytes", MFD_CLOEXEC);
     const int fds[] = {null, file};
-    char byte;
+    char byte = 0;
     for (unsigned i = 0; i < 2; i++) {
         POLLED(fds[i], POLLIN | POLLOUT, POLLIN | POLLOUT);
         POLLED(fds[i], POLLIN, POLLIN);
@@ -947,7 +948,7 @@ static void hang_up(struct coil__driver *d) {
     enum { N = 4 };
     static const int32_t want[N] = {0, POLLIN | POLLHUP, 0, POLLHUP};
     struct io_uring_cqe cqes[N];
-    char byte;
+    char byte = 0;
     int fd[2];
     make_pair(SOCK_STREAM, fd);
     struct coil__req r[N] = {request(0, IORING_OP_RECV, fd[0], &byte, 1), poll_for(1, fd[0], POLLIN),
