@@ -574,7 +574,7 @@ static const uint8_t with_descriptor[] = {
 
 /* A request of that kind, well-formed whatever it is. */
 static struct coil__req of_kind(struct mover *m, uint8_t opcode, int fd) {
-    static char byte;
+    static char byte = 0;
     static struct sockaddr_in at = {.sin_family = AF_INET};
     if (opcode == IORING_OP_POLL_ADD) return poll_for(1, fd, POLLIN);
     if (opcode == IORING_OP_CONNECT) return connect_to(1, fd, &at, sizeof at);
@@ -705,7 +705,7 @@ Test(poll, a_reset_ends_a_receive_that_waits) {
 static void no_waits(struct coil__driver *d) {
     int fd[2];
     struct mover m;
-    char byte;
+    char byte = 0;
     make_pair(SOCK_STREAM, fd);
     fill(fd[0]);
     static const uint8_t kinds[] = {IORING_OP_RECV, IORING_OP_RECVMSG, IORING_OP_SEND, IORING_OP_SENDMSG};
@@ -729,7 +729,7 @@ static int asks(void *arg) {
 }
 
 Test(poll, what_it_does_not_know_stops_the_process) {
-    char byte;
+    char byte = 0;
     struct iovec iov = {.iov_base = &byte, .iov_len = 1};
     struct coil__req r[] = {request(1, 250, 0, NULL, 0),
                             request(1, IORING_OP_READV, 0, &iov, 1),
@@ -1274,7 +1274,7 @@ Test(poll, always_ready_descriptors_do_not_starve_the_others) {
 /* A stream's record, used over and over, makes no epoll_ctl after its first wait. */
 Test(poll, a_record_that_waits_again_makes_no_call_for_it) {
     int fd[2];
-    char byte;
+    char byte = 0;
     struct coil__driver *d = open_poll();
     make_pair(SOCK_STREAM, fd);
     struct coil__req r = poll_for(1, fd[0], POLLIN | POLLRDHUP);
@@ -1318,7 +1318,7 @@ Test(poll, bytes_that_nobody_waits_for_let_it_sleep) {
 
 Test(poll, room_to_send_is_not_told_for_ever) {
     int fd[2];
-    char byte;
+    char byte = 0;
     struct coil__driver *d = open_poll();
     make_pair(SOCK_STREAM, fd);
     fill(fd[0]);
@@ -1340,7 +1340,7 @@ Test(poll, room_to_send_is_not_told_for_ever) {
 
 Test(poll, bytes_that_only_a_sender_sees_let_it_sleep) {
     int fd[2];
-    char byte;
+    char byte = 0;
     struct coil__driver *d = open_poll();
     make_pair(SOCK_STREAM, fd);
     fill(fd[0]);
@@ -1360,7 +1360,7 @@ Test(poll, bytes_that_only_a_sender_sees_let_it_sleep) {
 
 Test(poll, borrowed_descriptors_are_made_non_blocking_only_where_they_must_be) {
     int fd[2], p[2], listener;
-    char byte;
+    char byte = 0;
     struct sockaddr_in at;
     struct coil__driver *d = open_poll();
     make_pair(SOCK_STREAM, fd);
@@ -1582,7 +1582,7 @@ Test(poll, a_set_that_can_not_be_made_anew_serves_on) {
 
 Test(poll, a_registration_that_the_kernel_refuses_ends_its_request_alone) {
     int fd[2], other[2];
-    char byte;
+    char byte = 0;
     struct coil__driver *d = open_poll();
     make_pair(SOCK_STREAM, fd);
     make_pair(SOCK_STREAM, other);
