@@ -242,7 +242,8 @@ int coil_close(int fd) {
     int err = coil__ops_end_on(t, fd);
     if (!err) err = coil__blocking_end_on(t, fd);
     if (err) return err;
-    /* TSan hears only close(2), and takes the next use of the number by another thread for a race otherwise. */
+    /* TSan hears only close(2), and takes the next use of the number by another thread for a race otherwise.
+     */
     if (COIL__TSAN_ON || for_pool(t, fd)) return close_file(t, fd);
     return close_by_request(t, fd);
 }

@@ -26,11 +26,13 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
 enum {
     EVENTS_MAX = 256, /* reports in one wait */
     IDLE_MAX = 8,     /* reports in a row that nobody waits for */
+    BARREN_MAX = 16,  /* waits in a row whose reports have ended no request */
     BLOCK_SEATS = 256,
     NOT_YET = INT32_MIN, /* the request waits for its descriptor */
 };
@@ -54,8 +56,9 @@ struct poll {
     struct seat **blocks;      /* seats by descriptor, BLOCK_SEATS in each block */
     unsigned block_count;
     uint32_t last_gen;
-    bool stale; /* a report came from a registration that is over */
-    bool woken; /* a wake-up was reported, and nobody has reaped since */
+    bool stale;      /* a report came from a registration that is over */
+    bool woken;      /* a wake-up was reported, and nobody has reaped since */
+    unsigned barren; /* waits in a row whose reports have ended no request */
     struct epoll_event events[EVENTS_MAX];
 };
 
@@ -74,6 +77,7 @@ static struct coil__req *at_place(struct coil__node *n) {
 
 static void complete(struct poll *p, struct coil__req *r, int32_t res) {
     r->own.res = res;
+    p->barren = 0;
     coil__list_push(&p->over, &r->own.place);
 }
 
@@ -384,6 +388,7 @@ static void report(struct poll *p, const struct epoll_event *ev) {
     if (gen == 0) {
         if (fd == p->alarm.fd) coil__alarm_rang(&p->alarm);
         if (fd == p->wake_fd) p->woken = true;
+        p->barren = 0;
         return;
     }
     struct seat *seat = known_seat(p, fd);
@@ -400,9 +405,17 @@ static void report(struct poll *p, const struct epoll_event *ev) {
 static void collect(struct poll *p, int timeout_ms) {
     int n = epoll_wait(p->epoll_fd, p->events, EVENTS_MAX, timeout_ms);
     CHECK(n >= 0 || errno == EINTR);
+    if (n > 0) p->barren++;
     for (int i = 0; i < n; i++)
         report(p, &p->events[i]);
     if (p->stale) renew(p);
+}
+
+/* A descriptor may count as ready while the call on it says EAGAIN: with something in its error queue, or
+ * where the receiver of a datagram is full. Each wait then ends at once, and ends nothing; without a pause
+ * the worker would turn as fast as it can. */
+static COLD void rest(void) {
+    nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 }
 
 /* ---- the driver's functions ---- */
@@ -427,6 +440,7 @@ static void poll_enter(struct coil__driver *d, int64_t until_ns) {
         return;
     }
     coil__alarm_set(&p->alarm, until_ns);
+    if (UNLIKELY(p->barren > BARREN_MAX)) rest();
     collect(p, -1);
 }
 

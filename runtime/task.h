@@ -38,8 +38,9 @@ struct coil__timer {
 
 enum coil__state { COIL__FREE, COIL__READY, COIL__RUNNING, COIL__PARKED, COIL__ENDED };
 
-/* An entry in the list of those who wait for an object: of one wait, or of a select, which stands in the list of
- * each of its cases. Whoever gives it what it waits for unlinks it first, then calls coil__waiter_ready. */
+/* An entry in the list of those who wait for an object: of one wait, or of a select, which stands in the list
+ * of each of its cases. Whoever gives it what it waits for unlinks it first, then calls coil__waiter_ready.
+ */
 struct coil__waiter {
     struct coil__node node;
     void (*won)(struct coil__waiter *e, int result); /* a select's; NULL: this is the entry of a wait */
@@ -54,13 +55,13 @@ struct coil__wait {
     void (*abort)(struct coil__wait *w);
     struct coil__task *task;
     struct coil__waiter entry; /* in the list of the object waited for, where it has one */
-    int64_t until_ns;       /* the deadline of this wait; COIL__NEVER: none */
-    const char *what;       /* for reports: "recv", "join" ... */
-    int fd;                 /* for reports; -1: none */
-    const void *on;         /* for reports: the object waited for; NULL: none */
+    int64_t until_ns;          /* the deadline of this wait; COIL__NEVER: none */
+    const char *what;          /* for reports: "recv", "join" ... */
+    int fd;                    /* for reports; -1: none */
+    const void *on;            /* for reports: the object waited for; NULL: none */
     /* For reports: the task that this one waits for, the owner of a lock or who is joined; NULL: unknown. */
     const struct coil__task *(*blocker)(const struct coil__wait *w);
-    int result;             /* set by whoever readies the task */
+    int result;   /* set by whoever readies the task */
     bool outside; /* something beyond this worker's tasks can end it: the kernel, a signal, another thread */
     bool interrupted; /* a cancel or the deadline has called abort */
 };

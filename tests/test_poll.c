@@ -1602,6 +1602,29 @@ Test(poll, a_registration_that_the_kernel_refuses_ends_its_request_alone) {
     close_pair(other);
 }
 
+/* Room for a datagram is told by the sender's own buffer, and refused for the receiver's. */
+Test(poll, a_descriptor_that_is_ready_while_its_call_is_not_lets_it_rest) {
+    struct coil__driver *d = open_poll();
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    int sender = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0),
+        receiver = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    cr_assert_eq(bind(receiver, (struct sockaddr *)&name, sizeof(sa_family_t)), 0);
+    socklen_t len = sizeof name;
+    cr_assert_eq(getsockname(receiver, (struct sockaddr *)&name, &len), 0);
+    while (sendto(sender, "x", 1, MSG_DONTWAIT, (struct sockaddr *)&name, len) == 1)
+        continue;
+    struct iovec iov = {"y", 1};
+    struct msghdr m = {.msg_name = &name, .msg_namelen = len, .msg_iov = &iov, .msg_iovlen = 1};
+    struct coil__req r = request(1, IORING_OP_SENDMSG, sender, &m, 1);
+    start(d, &r);
+    unsigned turns = turns_in(d, 100);
+    cr_expect_leq(turns, 150, "%u turns", turns);
+    cr_expect_eq(cancel(d, &r), -ECANCELED);
+    destroy(d);
+    close(receiver);
+    close(sender);
+}
+
 static void no_driver(const char *text) {
     struct coil__driver_error err = {0};
     struct coil__driver *d = NULL;
