@@ -22,12 +22,16 @@ static int wait_ready(struct coil__task *t, int fd, short events, int64_t until_
 /* One request; where the kernel answers EAGAIN because the descriptor is O_NONBLOCK (which kernels do for
  * which operation differs), it waits for readiness and asks again. */
 static int transfer(struct coil__task *t, struct coil__op *op, const char *what, short events) {
-    for (;;) {
-        int res = coil__op_call(t, op, what, t->limit_ns);
-        if (res != -EAGAIN) return res;
-        res = wait_ready(t, op->req.sqe.fd, events, t->limit_ns);
-        if (res < 0) return res;
-    }
+    struct coil__span span;
+    int fd = op->req.sqe.fd, res, ready = 0;
+    coil__span_begin(coil__worker_of(t->sched), &span, fd);
+    do {
+        res = coil__op_call(t, op, what, t->limit_ns);
+        if (res == -EAGAIN && !span.closed) ready = wait_ready(t, fd, events, t->limit_ns);
+    } while (res == -EAGAIN && ready >= 0 && !span.closed);
+    coil__span_end(&span);
+    if (res != -EAGAIN) return res;
+    return ready < 0 ? ready : -EBADF;
 }
 
 static uint32_t length(size_t n) {
@@ -58,7 +62,8 @@ ssize_t coil_send(int fd, const void *buf, size_t n, int flags) {
 }
 
 /* The same by plain calls: waits for readiness only. */
-static ssize_t message_by_call(int fd, struct msghdr *m, int flags, bool send) {
+static ssize_t message_by_call(const struct coil__span *span, struct msghdr *m, int flags, bool send) {
+    int fd = span->fd;
     struct coil__task *t = coil__current("coil_sendmsg");
     const struct coil__sys *sys = t->sched->driver->sys;
     for (;;) {
@@ -66,6 +71,7 @@ static ssize_t message_by_call(int fd, struct msghdr *m, int flags, bool send) {
         if (n != -EAGAIN || flags & MSG_DONTWAIT) return n;
         int err = wait_ready(t, fd, send ? POLLOUT : POLLIN, t->limit_ns);
         if (err < 0) return err;
+        if (span->closed) return -EBADF;
     }
 }
 
@@ -75,9 +81,13 @@ static ssize_t message_by_call(int fd, struct msghdr *m, int flags, bool send) {
 static ssize_t on_message(const char *call, uint8_t opcode, int fd, struct msghdr *m, int flags) {
     if (!m) return -EINVAL;
     if (m->msg_iovlen > IOV_MAX) return -EMSGSIZE;
+    struct coil__span span;
+    coil__span_begin(coil__worker_of(coil__current(call)->sched), &span, fd);
     ssize_t n = on_socket(call, opcode, fd, m, 1, flags);
-    if (n != -EINVAL || !m->msg_controllen) return n;
-    return message_by_call(fd, m, flags, opcode == IORING_OP_SENDMSG);
+    if (n == -EINVAL && m->msg_controllen && !span.closed)
+        n = message_by_call(&span, m, flags, opcode == IORING_OP_SENDMSG);
+    coil__span_end(&span);
+    return n;
 }
 
 ssize_t coil_recvmsg(int fd, struct msghdr *m, int flags) {
@@ -149,11 +159,16 @@ static ssize_t on_file(const char *call, uint8_t opcode, int fd, const void *p, 
     coil__op_init(&op);
     coil__op_prep(&op, opcode, fd, p, length(n), (uint64_t)offset);
     short events = opcode == IORING_OP_READ ? POLLIN : POLLOUT;
+    struct coil__span span;
+    coil__span_begin(coil__worker_of(t->sched), &span, fd);
     ssize_t res = transfer(t, &op, what, events);
-    if (res != -ESPIPE || offset != -1) return res;
-    /* Early 5.10 kernels take -1 for a position, which a socket doesn't have. */
-    op.req.sqe.off = 0;
-    return transfer(t, &op, what, events);
+    if (res == -ESPIPE && offset == -1 && !span.closed) {
+        /* Early 5.10 kernels take -1 for a position, which a socket doesn't have. */
+        op.req.sqe.off = 0;
+        res = transfer(t, &op, what, events);
+    }
+    coil__span_end(&span);
+    return res;
 }
 
 ssize_t coil_read(int fd, void *buf, size_t n, int64_t offset) {

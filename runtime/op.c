@@ -204,6 +204,10 @@ static struct coil__op *any_on(const struct coil__op_table *t, int fd) {
  * number may be somebody else's. */
 int coil__ops_end_on(struct coil__task *t, int fd) {
     struct coil__worker *w = coil__worker_of(t->sched);
+    LIST_EACH(n, &w->spans) {
+        struct coil__span *span = CONTAINER_OF(n, struct coil__span, node);
+        if (span->fd == fd) span->closed = true;
+    }
     for (struct coil__op *op; (op = any_on(&w->ops, fd));) {
         if (op->closer || op->req.sqe.opcode == IORING_OP_CLOSE) return -EBADF;
         op->fd_closed = true;

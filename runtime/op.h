@@ -47,6 +47,23 @@ int coil__op_call(struct coil__task *t, struct coil__op *op, const char *what, i
 /* The same for an [always] call: neither cancel nor deadline ends it. */
 int coil__op_call_always(struct coil__task *t, struct coil__op *op, const char *what);
 
+/* A call that makes several requests on one descriptor. Between two of them it has none that a close could
+ * end, and afterwards the number may be somebody else's. */
+struct coil__span {
+    struct coil__node node; /* in the worker's spans */
+    int fd;
+    bool closed; /* a close of fd has begun meanwhile: no further request */
+};
+
+static inline void coil__span_begin(struct coil__worker *w, struct coil__span *span, int fd) {
+    *span = (struct coil__span){.fd = fd};
+    coil__list_push(&w->spans, &span->node);
+}
+
+static inline void coil__span_end(struct coil__span *span) {
+    coil__node_unlink(&span->node);
+}
+
 /* Ends all requests on fd and waits until they are over: before fd is closed. 0; -EBADF: another task is at
  * it already. */
 int coil__ops_end_on(struct coil__task *t, int fd);

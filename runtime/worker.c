@@ -43,6 +43,7 @@ void coil__worker_join(struct coil__worker *w) {
     coil__list_init(&w->dirty);
     coil__list_init(&w->objects);
     coil__list_init(&w->jobs);
+    coil__list_init(&w->spans);
     w->spin_rest = w->spin_skip = SPIN_REST_MIN;
     pthread_mutex_lock(&workers_lock);
     w->s.worker = ++last_number;

@@ -45,6 +45,7 @@ struct coil__worker {
     struct coil__list dirty;     /* of coil__hook */
     struct coil__list objects;   /* of coil__object */
     struct coil__list jobs;      /* of coil__blocking: handed over to the blocking pool */
+    struct coil__list spans;     /* of coil__span */
     struct coil__block_cache blocks;
 
     struct coil__inbox inbox;

@@ -1,6 +1,7 @@
 /* The plain calls: what each returns for good and bad arguments, and that it parks, never blocks. */
 #include "check.h"
 
+#include "task.h"
 #include "threads.h"
 
 #include "coil/coil.h"
@@ -1090,6 +1091,73 @@ static int nops(void *arg) {
 
 Test(io, a_nop_is_one_request) {
     run(nops);
+}
+
+/* ---- a close between two requests of one call ---- */
+
+static struct coil__driver_ops impatient;
+static const struct coil__driver_ops *patient;
+static int next_of_number;
+
+/* Receives don't wait, as on O_NONBLOCK descriptors of some kernels; and a number is somebody else's as soon
+ * as it is closed, as where another thread opens something at that moment. */
+static void queue_impatiently(struct coil__driver *d, struct coil__req *r) {
+    if (r->sqe.opcode == IORING_OP_RECV) r->sqe.msg_flags |= MSG_DONTWAIT;
+    if (r->sqe.opcode == IORING_OP_CLOSE) {
+        cr_expect_eq(dup2(next_of_number, r->sqe.fd), r->sqe.fd);
+        r->sqe.opcode = IORING_OP_NOP;
+        r->sqe.fd = -1;
+    }
+    patient->queue(d, r);
+}
+
+static int receives_one(void *fd) {
+    char c = 0;
+    int n = (int)coil_recv(*(int *)fd, &c, 1, 0);
+    return n == 1 ? c : n;
+}
+
+/* Whatever the receive is at when its descriptor is closed: it takes nothing from who gets the number next.
+ */
+static void close_after(int turns, bool something_came) {
+    int fd[2], other[2], result = 0;
+    char c = 0;
+    coil_task t;
+    cr_expect_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, other), 0);
+    cr_expect_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd), 0);
+    cr_expect_eq(send(other[1], "z", 1, 0), 1);
+    int number = fd[0];
+    next_of_number = other[0];
+    cr_expect_eq(coil_spawn(&t, receives_one, &number), 0);
+    for (int i = 0; i < turns; i++)
+        coil_nop();
+    if (something_came) cr_expect_eq(send(fd[1], "a", 1, 0), 1);
+    for (int i = 0; i < turns; i++)
+        coil_nop();
+    cr_expect_eq(coil_close(fd[0]), 0);
+    cr_expect_eq(coil_join(t, &result), 0);
+    cr_expect(result == -EBADF || (something_came && result == 'a'), "%d after %d turns", result, turns);
+    cr_expect_eq(recv(other[0], &c, 1, MSG_DONTWAIT), 1, "after %d turns it was stolen", turns);
+    close(number), close(other[0]), close(other[1]), close(fd[1]);
+}
+
+static int closes_at_any_turn(void *arg) {
+    (void)arg;
+    patient = coil__here->driver->ops;
+    impatient = *patient;
+    impatient.queue = queue_impatiently;
+    coil__here->driver->ops = &impatient;
+    for (int turns = 1; turns < 12; turns++) { /* after one it has begun */
+        close_after(turns, false);
+        close_after(turns, true);
+    }
+    return 0;
+}
+
+Test(io, a_close_between_two_requests_of_a_call_ends_it) {
+    int fds = check_fd_count();
+    cr_assert_eq(coil_run(closes_at_any_turn, NULL), 0);
+    cr_assert_eq(check_fd_count(), fds);
 }
 
 /* ---- refused on entry ---- */
