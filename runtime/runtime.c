@@ -83,7 +83,7 @@ static bool wanted_driver(enum coil_driver_kind *kind) {
     const char *v = getenv("COIL_DRIVER");
     if (!v || !*v) return true;
     for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
-        if (strcmp(v, names[i])) continue;
+        if (strcmp(v, names[i]) != 0) continue;
         *kind = (enum coil_driver_kind)i;
         return true;
     }
