@@ -192,6 +192,8 @@ Test(task, a_task_whose_calls_never_need_to_park_gives_way) {
 
 enum { MANY = CHECK_TSAN ? 7000 : 100000 }; /* TSan has room for 8,128 */
 
+static int many; /* MANY, scaled as rounds are */
+
 static int sleeps_for_ever(void *arg) {
     ++*(int *)arg;
     return coil_sleep(COIL_FOREVER);
@@ -207,23 +209,24 @@ static int lives_with_many(void *arg) {
     int started = 0, slept = 0;
     (void)arg;
     COIL_GROUP(g);
-    for (int i = 0; i < MANY; i++) {
+    for (int i = 0; i < many; i++) {
         int err = coil_group_spawn(&g, i % 2 ? sleeps_for_ever : sleeps_a_while, i % 2 ? &started : &slept);
         cr_expect_eq(err, 0, "task %d: %s", i, coil_strerror(err));
         if (err) break;
     }
-    while (started + slept < MANY)
+    while (started + slept < many)
         cr_expect_eq(coil_yield(), 0);
     coil_stats_get(&s);
-    cr_expect_eq(s.tasks_peak, MANY + 1);
+    cr_expect_eq(s.tasks_peak, many + 1);
     coil_group_cancel(&g);
     return coil_group_wait(&g);
 }
 
 /* Two pages for each: the top of its stack, and what the kernel keeps books in. */
 static void need_room_for_many(void) {
+    many = check_rounds(MANY);
     check_needs(!check_on_uml(), "a machine of its own, to map a stack per task");
-    check_needs(sysconf(_SC_PHYS_PAGES) > 2L * MANY, "memory for two pages for each of 100,000 tasks");
+    check_needs(sysconf(_SC_PHYS_PAGES) > 2L * many, "memory for two pages for each of 100,000 tasks");
 }
 
 Test(task, a_hundred_thousand_live_in_one_run) {
