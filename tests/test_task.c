@@ -217,7 +217,7 @@ static int lives_with_many(void *arg) {
     while (started + slept < many)
         cr_expect_eq(coil_yield(), 0);
     coil_stats_get(&s);
-    cr_expect_eq(s.tasks_peak, many + 1);
+    cr_expect_eq(s.tasks_peak, (uint64_t)many + 1);
     coil_group_cancel(&g);
     return coil_group_wait(&g);
 }
