@@ -17,9 +17,10 @@ clang_sanitizes() {
     echo 'int main(void) { return 0; }' | clang -fsanitize=address,undefined -x c - -o /dev/null
 }
 
-# The oldest and the newest that the archive has.
+# The oldest and the newest that the archive has. A fresh machine may have no lists of packages yet.
 want_other_compilers() {
     local compiler
+    [ -n "$(apt-cache pkgnames gcc-1)" ] || as_root apt-get update -qq
     for compiler in $(apt-cache pkgnames | grep -xE 'gcc-[0-9]+' | sort -V | sed -n '1p;$p'); do
         want "$compiler" command -v "$compiler"
         want "g++${compiler#gcc}" command -v "g++${compiler#gcc}"
