@@ -251,14 +251,20 @@ static int close_by_request(struct coil__task *t, int fd) {
     return err == -ENOMEM ? t->sched->driver->sys->close(fd) : err;
 }
 
+/* TSan hears only close(2), and takes the next use of the number by another thread for a race otherwise; a
+ * close on a thread of the pool, for a race with the driver. */
+static int close_here(struct coil__task *t, int fd) {
+    int err = t->sched->driver->sys->close(fd);
+    coil__charge(t);
+    return err;
+}
+
 int coil_close(int fd) {
     struct coil__task *t = coil__current("coil_close");
     if (fd < 0) return -EBADF;
     int err = coil__ops_end_on(t, fd);
     if (!err) err = coil__blocking_end_on(t, fd);
     if (err) return err;
-    /* TSan hears only close(2), and takes the next use of the number by another thread for a race otherwise.
-     */
-    if (COIL__TSAN_ON || for_pool(t, fd)) return close_file(t, fd);
-    return close_by_request(t, fd);
+    if (for_pool(t, fd)) return close_file(t, fd);
+    return COIL__TSAN_ON ? close_here(t, fd) : close_by_request(t, fd);
 }
