@@ -11,6 +11,7 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -496,33 +497,39 @@ Test(poll, a_connect_tells_how_it_came_out) {
     on_both(connects);
 }
 
-/* A backlog of one and nobody who accepts: a connection that stays on its way. */
+/* A listener whose backlog of one is full, so that further connections stay on their way. Connections that
+ * come before the first is in the backlog may all get in, on a machine that handles their packets late: the
+ * first is waited for. */
+static int full_listener(struct sockaddr_in *at, int *first) {
+    int listener = tcp_listener(at);
+    listen(listener, 0);
+    *first = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    cr_assert_eq(connect(*first, (struct sockaddr *)at, sizeof *at), 0);
+    struct tcp_info info = {0};
+    for (socklen_t len = sizeof info; info.tcpi_unacked == 0; len = sizeof info) {
+        cr_assert_eq(getsockopt(listener, IPPROTO_TCP, TCP_INFO, &info, &len), 0);
+        sched_yield();
+    }
+    return listener;
+}
+
 static void slow_connects(struct coil__driver *d) {
     struct sockaddr_in at;
-    int listener = tcp_listener(&at), fd[8];
+    int first, listener = full_listener(&at, &first), fd[8];
     struct coil__req r[8];
     struct io_uring_cqe cqes[8];
-    unsigned waiting = 0;
-    listen(listener, 0);
     for (unsigned i = 0; i < 8; i++) {
         fd[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
         r[i] = connect_to(i, fd[i], &at, sizeof at);
         d->ops->queue(d, &r[i]);
     }
     d->ops->enter(d, now_ns() + 20 * MS);
-    bool over[8] = {false};
-    for (unsigned n; (n = reap(d, cqes, 8)); d->ops->enter(d, now_ns() + 20 * MS)) {
-        for (unsigned i = 0; i < n; i++) {
-            cr_expect_eq(cqes[i].res, 0, "%s: %d", name_of(d), cqes[i].res);
-            over[cqes[i].user_data >> 2] = true;
-        }
-    }
+    cr_expect_eq(reap(d, cqes, 8), 0, "%s: none comes through", name_of(d));
     for (unsigned i = 0; i < 8; i++) {
-        waiting += !over[i];
-        if (!over[i]) cr_expect_eq(cancel(d, &r[i]), -ECANCELED, "%s, connect %u", name_of(d), i);
+        cr_expect_eq(cancel(d, &r[i]), -ECANCELED, "%s, connect %u", name_of(d), i);
         close(fd[i]);
     }
-    cr_expect_gt(waiting, 3, "%s: %u were waiting", name_of(d), waiting);
+    close(first);
     close(listener);
 }
 
