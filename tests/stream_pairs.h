@@ -13,11 +13,13 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -149,19 +151,27 @@ static inline uint64_t take_to_end(int fd, uint64_t pos) {
     }
 }
 
-/* Fills the socket's buffers up with zeros from outside the stream. TCP makes room again as long as bytes are
- * on their way to the peer's buffer. */
+/* Whether bytes are on their way to the peer's buffer, or their acknowledgement is on its way back: TCP makes
+ * room again as they arrive. */
+static inline bool on_their_way(int fd) {
+    int queued = 0, unsent = 0;
+    return ioctl(fd, SIOCOUTQ, &queued) == 0 && ioctl(fd, SIOCOUTQNSD, &unsent) == 0 && queued != unsent;
+}
+
+/* Fills the socket's buffers up with zeros from outside the stream. */
 static inline void stuff(int fd) {
     static const char zeros[4096];
     struct pollfd p = {.fd = fd, .events = POLLOUT};
     int domain = AF_UNIX;
+    bool moved = true;
     getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &(socklen_t){sizeof domain});
-    do {
+    while (moved) {
+        moved = domain != AF_UNIX && (poll(&p, 1, 20) == 1 || on_their_way(fd));
         while (send(fd, zeros, sizeof zeros, MSG_DONTWAIT) > 0)
-            continue;
+            moved = true;
         while (send(fd, zeros, 1, MSG_DONTWAIT) > 0)
-            continue;
-    } while (domain != AF_UNIX && poll(&p, 1, 20) == 1);
+            moved = true;
+    }
 }
 
 /* ---- random numbers ---- */
