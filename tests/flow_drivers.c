@@ -13,7 +13,9 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/tcp.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,12 +29,13 @@ static const int64_t patience_ns = 20000000000;
 
 struct channel {
     enum kind kind;
-    int fd, peer;       /* peer -1: it has left */
-    bool shut;          /* it writes no more */
-    unsigned queued;    /* bytes on their way here, */
-    unsigned datagrams; /* and datagrams that the peer has not read */
-    uint8_t sent, got;  /* bytes count up, so that a lost one is seen */
-    int waiting[LANES]; /* the request of each kind; -1: none */
+    int fd, peer;                /* peer -1: it has left */
+    bool shut;                   /* it writes no more */
+    unsigned queued;             /* bytes on their way here, */
+    unsigned datagrams;          /* and datagrams that the peer has not read */
+    uint64_t from_peer, to_peer; /* bytes so far */
+    uint8_t sent, got;           /* bytes count up, so that a lost one is seen */
+    int waiting[LANES];          /* the request of each kind; -1: none */
 };
 
 struct ask {
@@ -96,17 +99,26 @@ static void open_channel(struct channel *c, enum kind kind) {
     c->peer = fd[1];
 }
 
-/* What the peer has done has arrived, so that both drivers find it there. Only TCP takes a while for bytes,
- * and only there is FIONREAD asked: some kernels count wrong on Unix sockets (seen on 6.19.14). */
+/* TCP takes a while for bytes, a long one where another CPU handles them: until fd has received as many. */
+static void await_bytes(int fd, uint64_t bytes) {
+    int64_t end_ns = now_ns() + patience_ns;
+    struct tcp_info info = {0};
+    socklen_t len = sizeof info;
+    while (info.tcpi_bytes_received < bytes) {
+        cr_assert_eq(getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len), 0);
+        cr_assert_lt(now_ns(), end_ns, "bytes do not arrive");
+        sched_yield();
+    }
+}
+
+/* What the peer has done has arrived, so that both drivers find it there. */
 static void arrive(const struct channel *c) {
     int64_t end_ns = now_ns() + patience_ns;
     if (c->kind == DGRAM) return;
     struct pollfd p = {.fd = c->fd, .events = POLLRDHUP};
     while ((c->shut || c->peer < 0) && now_ns() < end_ns && poll(&p, 1, 100) == 0)
         continue;
-    if (c->kind != TCP) return;
-    for (int there = -1; c->waiting[READING] < 0 && there != (int)c->queued && now_ns() < end_ns;)
-        cr_assert_eq(ioctl(c->fd, FIONREAD, &there), 0);
+    if (c->kind == TCP) await_bytes(c->fd, c->from_peer);
 }
 
 static void peer_writes(struct play *p, struct channel *c) {
@@ -119,6 +131,7 @@ static void peer_writes(struct play *p, struct channel *c) {
         bytes[i] = c->sent++;
     cr_assert_eq(write(c->peer, bytes, n), (ssize_t)n, "the peer writes");
     c->queued += n;
+    c->from_peer += n;
 }
 
 static void peer_leaves(struct play *p, struct channel *c) {
@@ -130,6 +143,7 @@ static void peer_leaves(struct play *p, struct channel *c) {
     }
     /* With bytes unread it would be a reset, which takes bytes with it that are on their way here. */
     int unread = 0;
+    if (c->kind == TCP) await_bytes(c->peer, c->to_peer);
     ioctl(c->peer, FIONREAD, &unread);
     if (unread > 0) return;
     close(c->peer);
@@ -153,6 +167,7 @@ static void peer_reads(struct channel *c) {
     for (; c->datagrams; c->datagrams--)
         cr_assert_gt(recv(c->peer, bytes, sizeof bytes, MSG_DONTWAIT), 0, "a datagram is lost");
     if (c->kind == DGRAM) return;
+    if (c->kind == TCP) await_bytes(c->peer, c->to_peer);
     cr_assert_eq(ioctl(c->peer, FIONREAD, &left), 0);
     for (ssize_t n; left > 0 && (n = recv(c->peer, bytes, (size_t)MIN(left, 4096), MSG_DONTWAIT)) > 0;)
         left -= (int)n;
@@ -213,6 +228,7 @@ static void ended(struct play *p, const struct io_uring_cqe *cqe) {
     c->waiting[a->lane] = -1;
     if (coil__node_linked(&a->req.node)) coil__node_unlink(&a->req.node);
     if (a->lane == WRITING && c->kind == DGRAM && a->res > 0) c->datagrams++;
+    if (a->lane == WRITING && a->res > 0) c->to_peer += (uint64_t)a->res;
     if (a->lane != READING || a->req.sqe.opcode == IORING_OP_POLL_ADD || a->res <= 0) return;
     for (int i = 0; i < a->res; i++)
         cr_assert_eq(a->bytes[i], (uint8_t)(c->got + i), "byte %d of request %d", i, (int)(a - p->at));

@@ -5,7 +5,9 @@
 #include "coil/coil.h"
 
 #include <errno.h>
+#include <netinet/tcp.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,6 +49,19 @@ static inline int peers_connect(const coil_addr *a) {
     int err = -errno;
     close(fd);
     return err;
+}
+
+/* Waits until a connection is in the backlog of a TCP listener, which may come later than its client hears of
+ * it. Of connections that come before the first is there, several may get into a backlog of one. */
+static inline void peers_await_backlog(int listener) {
+    struct tcp_info info = {0};
+    for (socklen_t len = sizeof info; info.tcpi_unacked == 0; len = sizeof info) {
+        if (getsockopt(listener, IPPROTO_TCP, TCP_INFO, &info, &len) < 0) {
+            perror("peers_await_backlog");
+            abort();
+        }
+        sched_yield();
+    }
 }
 
 /* Closes it with a reset, so that no port waits for stragglers. */

@@ -6,12 +6,12 @@
 #include "ring.h"
 
 #include "check.h"
+#include "peers.h"
 
 #include "coil/core.h"
 
 #include <arpa/inet.h>
 #include <fcntl.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -497,19 +497,13 @@ Test(poll, a_connect_tells_how_it_came_out) {
     on_both(connects);
 }
 
-/* A listener whose backlog of one is full, so that further connections stay on their way. Connections that
- * come before the first is in the backlog may all get in, on a machine that handles their packets late: the
- * first is waited for. */
+/* A listener whose backlog of one is full, so that further connections stay on their way. */
 static int full_listener(struct sockaddr_in *at, int *first) {
     int listener = tcp_listener(at);
     listen(listener, 0);
     *first = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     cr_assert_eq(connect(*first, (struct sockaddr *)at, sizeof *at), 0);
-    struct tcp_info info = {0};
-    for (socklen_t len = sizeof info; info.tcpi_unacked == 0; len = sizeof info) {
-        cr_assert_eq(getsockopt(listener, IPPROTO_TCP, TCP_INFO, &info, &len), 0);
-        sched_yield();
-    }
+    peers_await_backlog(listener);
     return listener;
 }
 
