@@ -111,17 +111,13 @@ static void child_ended(struct coil__task *t) {
     }
 }
 
-int coil_group_spawn(coil_group *group, coil_fn *fn, void *arg) {
-    return coil_group_spawn_with(group, NULL, NULL, fn, arg);
-}
-
-int coil_group_spawn_with(coil_group *group, coil_task *out, const coil_spawn_opts *o, coil_fn *fn,
-                          void *arg) {
+static int spawn(coil_group *group, coil_task *out, const coil_spawn_opts *o, coil_fn *fn, void *arg,
+                 const void *site) {
     struct coil__task *child, *t = coil__current("coil_group_spawn");
     if (out) *out = (coil_task){0};
     struct coil__group *g = for_family(group, t, "coil_group_spawn");
     if (g->flags & CANCELLED) return -ESHUTDOWN;
-    int err = coil__task_new(t->sched, o, fn, arg, &child);
+    int err = coil__task_new(t->sched, o, fn, arg, site, &child);
     if (err) return err;
     child->detached = true;
     child->group = g;
@@ -130,6 +126,15 @@ int coil_group_spawn_with(coil_group *group, coil_task *out, const coil_spawn_op
     g->live++;
     if (out) *out = coil__task_handle(child);
     return 0;
+}
+
+int coil_group_spawn(coil_group *group, coil_fn *fn, void *arg) {
+    return spawn(group, NULL, NULL, fn, arg, __builtin_return_address(0));
+}
+
+int coil_group_spawn_with(coil_group *group, coil_task *out, const coil_spawn_opts *o, coil_fn *fn,
+                          void *arg) {
+    return spawn(group, out, o, fn, arg, __builtin_return_address(0));
 }
 
 void coil_group_cancel(coil_group *group) {

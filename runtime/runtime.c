@@ -312,7 +312,7 @@ static int run_tasks(struct run *r) {
     struct coil__task *t;
     struct coil__sched *s = &r->w.s;
     if (coil__heap_take_seat(&s->timers)) return out_of_memory(r->w.quiet);
-    if (coil__task_new(s, &named, main_task, r, &t)) return out_of_memory(r->w.quiet);
+    if (coil__task_new(s, &named, main_task, r, NULL, &t)) return out_of_memory(r->w.quiet);
     t->detached = true;
     while (s->live)
         coil__worker_turn(&r->w);

@@ -4,26 +4,42 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-int coil_spawn(coil_task *out, coil_fn *fn, void *arg) {
-    return coil_spawn_with(out, NULL, fn, arg);
-}
-
-int coil_spawn_with(coil_task *out, const coil_spawn_opts *o, coil_fn *fn, void *arg) {
+static int spawn(coil_task *out, const coil_spawn_opts *o, coil_fn *fn, void *arg, const void *site) {
     struct coil__task *t, *self = coil__current("coil_spawn");
     if (out) *out = (coil_task){0};
-    int err = coil__task_new(self->sched, o, fn, arg, &t);
+    int err = coil__task_new(self->sched, o, fn, arg, site, &t);
     if (err) return err;
     t->detached = !out;
     if (out) *out = coil__task_handle(t);
     return 0;
 }
 
+int coil_spawn(coil_task *out, coil_fn *fn, void *arg) {
+    return spawn(out, NULL, fn, arg, __builtin_return_address(0));
+}
+
+int coil_spawn_with(coil_task *out, const coil_spawn_opts *o, coil_fn *fn, void *arg) {
+    return spawn(out, o, fn, arg, __builtin_return_address(0));
+}
+
+/* Its entry stands in the list of the task that is joined. */
+struct join_wait {
+    struct coil__wait wait;
+    const struct coil__task *target;
+};
+
+static const struct coil__task *joined(const struct coil__wait *w, const struct coil__task *after) {
+    return after ? NULL : CONTAINER_OF(w, struct join_wait, wait)->target;
+}
+
 static int join(struct coil__task *t, struct coil__task *target, int *result) {
-    struct coil__wait w = {.abort = coil__wait_leave, .what = "join", .fd = -1};
-    coil__list_push(&target->joiners, &w.entry.node);
-    coil__park_until(t, &w, t->limit_ns);
-    if (w.interrupted) return coil__stop_error(t);
-    if (result) *result = w.result;
+    struct join_wait j = {.wait = {.abort = coil__wait_leave, .what = "join", .fd = -1, .blocker = joined},
+                          .target = target};
+    struct coil__wait *w = &j.wait;
+    coil__list_push(&target->joiners, &w->entry.node);
+    coil__park_until(t, w, t->limit_ns);
+    if (w->interrupted) return coil__stop_error(t);
+    if (result) *result = w->result;
     return 0;
 }
 

@@ -342,7 +342,7 @@ static void reset(struct coil__task *t, const coil_spawn_opts *o, coil_fn *fn, v
     if (o && o->name) snprintf(t->name, sizeof t->name, "%s", o->name);
 }
 
-int coil__task_new(struct coil__sched *s, const coil_spawn_opts *o, coil_fn *fn, void *arg,
+int coil__task_new(struct coil__sched *s, const coil_spawn_opts *o, coil_fn *fn, void *arg, const void *site,
                    struct coil__task **out) {
     *out = NULL;
     if (!fn || (o && !RESERVED_ZERO(o))) return -EINVAL;
@@ -359,6 +359,9 @@ int coil__task_new(struct coil__sched *s, const coil_spawn_opts *o, coil_fn *fn,
         goto no_room;
     }
     reset(t, o, fn, arg);
+    t->site = site;
+    t->parent_slot = s->current ? s->current->slot : 0;
+    t->parent_gen = s->current ? s->current->gen : 0;
     start(s, t, stack);
     *out = t;
     return 0;

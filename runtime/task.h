@@ -59,8 +59,10 @@ struct coil__wait {
     const char *what;          /* for reports: "recv", "join" ... */
     int fd;                    /* for reports; -1: none */
     const void *on;            /* for reports: the object waited for; NULL: none */
-    /* For reports: the task that this one waits for, the owner of a lock or who is joined; NULL: unknown. */
-    const struct coil__task *(*blocker)(const struct coil__wait *w);
+    /* For reports: a task that this one waits for (who owns the lock, who is joined, a group's children): the
+     * first one after `after`, or the first of all for NULL. NULL: there are no more, or nobody knows. A
+     * task that has ended is never returned. */
+    const struct coil__task *(*blocker)(const struct coil__wait *w, const struct coil__task *after);
     int result;   /* set by whoever readies the task */
     bool outside; /* something beyond this worker's tasks can end it: the kernel, a signal, another thread */
     bool interrupted; /* a cancel or the deadline has called abort */
@@ -106,6 +108,11 @@ struct coil__task {
     bool fired;             /* a call was refused or ended with -ETIME because of limit_owner's limit */
     int64_t shield_ns;      /* limit of the innermost open shield */
     uint32_t shield_owner;  /* depth of the shield whose limit that is */
+
+    /* For reports: where it was spawned, an address in the program (NULL: by coil itself), and by whom. */
+    const void *site;
+    uint32_t parent_slot;
+    uint64_t parent_gen; /* 0: by nobody; as in a handle otherwise: the parent may have ended */
 
     struct coil__stack_label label; /* what an overflow report says */
     char name[32];
@@ -173,8 +180,8 @@ uint32_t coil__sched_run(struct coil__sched *s, uint32_t resumes);
 /* What waited for the next turn becomes ready. */
 void coil__sched_next_turn(struct coil__sched *s);
 
-/* A new task, READY. 0, -ENOMEM, -EAGAIN, -EINVAL. */
-int coil__task_new(struct coil__sched *s, const coil_spawn_opts *o, coil_fn *fn, void *arg,
+/* A new task, READY; site: where the program asked for it. 0, -ENOMEM, -EAGAIN, -EINVAL. */
+int coil__task_new(struct coil__sched *s, const coil_spawn_opts *o, coil_fn *fn, void *arg, const void *site,
                    struct coil__task **out);
 /* An ended task's record goes back to the slab. */
 void coil__task_free(struct coil__task *t);
