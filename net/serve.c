@@ -133,6 +133,7 @@ int coil_serve(coil_listener *l, coil_handler *fn, void *arg, const coil_serve_o
     COIL_GROUP(g);
     struct server sv = {.l = l, .fn = fn, .arg = arg, .o = o, .g = &g};
     coil_group_keep_going(&g);
+    coil__group_drop_results(&g);
     coil__listener_enter(l);
     err = accept_all(&sv, t);
     coil__listener_pause(l);

@@ -2,22 +2,39 @@
  * task, which then knows it; waiting for it or leaving its block closes it again, and it may be used anew.
  *
  * A child leaves the group when it ends, before anybody else hears of it. The owner, where it waits, is
- * readied by the last one only. */
+ * readied by the last one only; in coil_group_next by the next one.
+ *
+ * What coil_group_next has not fetched yet is kept in the ended children's own records, so that no result can
+ * be lost for want of memory. A group that nobody asks must not collect records for ever: until the owner has
+ * asked once, or said that it will, at most UNASKED_MAX are kept; one more, and all go back. A later call is
+ * told. */
 #include "group.h"
 
 #include <string.h>
 
-enum { KEEP_GOING = 1, CANCELLED = 2 };
+enum {
+    KEEP_GOING = 1,
+    CANCELLED = 2,
+    KEEP_RESULTS = 4, /* somebody asks for them, or will */
+    DROP_RESULTS = 8, /* nobody will */
+    LOST_RESULTS = 16,
+    FIRST_WINS = 32, /* a race */
+};
+
+enum { UNASKED_MAX = 1024 };
 
 struct coil__group {
     uint64_t check; /* mixed with owner and address; zero: not open */
     struct coil__task *owner;
     struct coil__list children;
+    struct coil__list ended;   /* children whose results are kept, in the order in which they ended */
     struct coil__wait *waiter; /* the owner's, while it waits */
     struct coil__group *outer; /* the next in the owner's open_groups */
+    int *winner;               /* of a race: where the result of the first to succeed went */
     uint32_t live;             /* children */
+    uint32_t kept;             /* in `ended` */
     int result;                /* of the first child that failed; 0: none did */
-    uint64_t flags;
+    uint32_t flags;
 };
 
 _Static_assert(sizeof(struct coil__group) == sizeof(coil_group), "a group fits its public type");
@@ -47,6 +64,7 @@ static void open_group(struct coil__group *g, struct coil__task *t, const char *
     g->owner = t;
     g->check = check_word(g, t);
     coil__list_init(&g->children);
+    coil__list_init(&g->ended);
     g->outer = t->open_groups;
     t->open_groups = g;
 }
@@ -70,6 +88,18 @@ static struct coil__group *for_owner(coil_group *group, struct coil__task *t, co
     return g;
 }
 
+static struct coil__task *take_ended(struct coil__group *g) {
+    struct coil__node *n = coil__list_pop(&g->ended);
+    if (!n) return NULL;
+    g->kept--;
+    return CONTAINER_OF(n, struct coil__task, sibling);
+}
+
+static void drop_results(struct coil__group *g) {
+    for (struct coil__task *t; (t = take_ended(g));)
+        coil__task_free(t);
+}
+
 /* Takes it off its owner's list. Finding one on the way that is no longer a group means that its block was
  * jumped out of. */
 static void close_group(struct coil__group *g, const char *call) {
@@ -80,7 +110,8 @@ static void close_group(struct coil__group *g, const char *call) {
             MISUSE(call, "a group was jumped past, not left");
     }
     *at = g->outer;
-    uint64_t keep = g->flags & KEEP_GOING;
+    uint32_t keep = g->flags & (KEEP_GOING | KEEP_RESULTS);
+    drop_results(g);
     memset(g, 0, sizeof *g);
     g->flags = keep;
 }
@@ -94,25 +125,51 @@ static void cancel_children(struct coil__group *g) {
     }
 }
 
-static void child_ended(struct coil__task *t) {
-    struct coil__group *g = t->group;
-    check_open(g, "coil_group_spawn");
-    coil__node_unlink(&t->sibling);
-    g->live--;
+/* Its handle is stale from now on, whether the record is kept or not. */
+static bool keep_result(struct coil__group *g, struct coil__task *t) {
+    if (g->flags & DROP_RESULTS) return false;
+    if (g->kept == UNASKED_MAX && !(g->flags & KEEP_RESULTS)) {
+        drop_results(g);
+        g->flags |= LOST_RESULTS;
+    }
+    if (g->flags & LOST_RESULTS && !(g->flags & KEEP_RESULTS)) return false;
+    t->gen++;
+    coil__list_push(&g->ended, &t->sibling);
+    g->kept++;
+    return true;
+}
+
+/* What its result means for the others. */
+static void judge(struct coil__group *g, const struct coil__task *t) {
     bool failed = t->result < 0 && !(t->result == -ECANCELED && t->cancelled);
     if (failed) {
         if (!g->result) g->result = t->result;
         if (!(g->flags & KEEP_GOING)) cancel_children(g);
-    }
-    if (g->live == 0 && g->waiter) {
-        struct coil__wait *w = g->waiter;
-        g->waiter = NULL;
-        coil__ready(w, 0);
+    } else if (t->result >= 0 && g->flags & FIRST_WINS && !g->winner) {
+        g->winner = t->result_to;
+        cancel_children(g);
     }
 }
 
+static bool child_ended(struct coil__task *t) {
+    struct coil__group *g = t->group;
+    check_open(g, "coil_group_spawn");
+    coil__node_unlink(&t->sibling);
+    g->live--;
+    if (t->result_to) *t->result_to = t->result;
+    judge(g, t);
+    bool kept = keep_result(g, t);
+    struct coil__wait *w = g->waiter;
+    /* Nothing is kept for a waiter that waits for all. */
+    if (w && (kept || g->live == 0)) {
+        g->waiter = NULL;
+        coil__ready(w, 0);
+    }
+    return kept;
+}
+
 static int spawn(coil_group *group, coil_task *out, const coil_spawn_opts *o, coil_fn *fn, void *arg,
-                 const void *site) {
+                 int *result_to, const void *site) {
     struct coil__task *child, *t = coil__current("coil_group_spawn");
     if (out) *out = (coil_task){0};
     struct coil__group *g = for_family(group, t, "coil_group_spawn");
@@ -122,6 +179,7 @@ static int spawn(coil_group *group, coil_task *out, const coil_spawn_opts *o, co
     child->detached = true;
     child->group = g;
     child->ended = child_ended;
+    child->result_to = result_to;
     coil__list_push(&g->children, &child->sibling);
     g->live++;
     if (out) *out = coil__task_handle(child);
@@ -129,12 +187,16 @@ static int spawn(coil_group *group, coil_task *out, const coil_spawn_opts *o, co
 }
 
 int coil_group_spawn(coil_group *group, coil_fn *fn, void *arg) {
-    return spawn(group, NULL, NULL, fn, arg, __builtin_return_address(0));
+    return spawn(group, NULL, NULL, fn, arg, NULL, __builtin_return_address(0));
 }
 
 int coil_group_spawn_with(coil_group *group, coil_task *out, const coil_spawn_opts *o, coil_fn *fn,
                           void *arg) {
-    return spawn(group, out, o, fn, arg, __builtin_return_address(0));
+    return spawn(group, out, o, fn, arg, NULL, __builtin_return_address(0));
+}
+
+int coil__group_spawn(coil_group *group, coil_fn *fn, void *arg, int *result_to, const void *site) {
+    return spawn(group, NULL, NULL, fn, arg, result_to, site);
 }
 
 void coil_group_cancel(coil_group *group) {
@@ -145,6 +207,19 @@ void coil_group_keep_going(coil_group *group) {
     for_owner(group, coil__current("coil_group_keep_going"), "coil_group_keep_going")->flags |= KEEP_GOING;
 }
 
+void coil_group_keep_results(coil_group *group) {
+    struct coil__task *t = coil__current("coil_group_keep_results");
+    for_owner(group, t, "coil_group_keep_results")->flags |= KEEP_RESULTS;
+}
+
+void coil__group_drop_results(coil_group *group) {
+    inner(group)->flags |= DROP_RESULTS;
+}
+
+void coil__group_first_wins(coil_group *group) {
+    inner(group)->flags |= FIRST_WINS | KEEP_GOING;
+}
+
 /* ---- waiting ---- */
 
 struct group_wait {
@@ -152,14 +227,35 @@ struct group_wait {
     struct coil__group *g;
 };
 
+/* Those that have ended have left the list. */
+static const struct coil__task *blocker(const struct coil__wait *w, const struct coil__task *after) {
+    const struct coil__list *l = &CONTAINER_OF(w, struct group_wait, wait)->g->children;
+    const struct coil__node *n = after ? after->sibling.next : l->head.next;
+    return n == &l->head ? NULL : CONTAINER_OF(n, struct coil__task, sibling);
+}
+
+static struct group_wait wait_on(struct coil__group *g, const char *what,
+                                 void (*abort)(struct coil__wait *w)) {
+    return (struct group_wait){.wait = {.abort = abort, .what = what, .fd = -1, .on = g, .blocker = blocker},
+                               .g = g};
+}
+
 /* The owner's cancel or deadline goes on to the children; the wait itself ends with the last of them. */
-static void wait_abort(struct coil__wait *w) {
+static void pass_on(struct coil__wait *w) {
     cancel_children(CONTAINER_OF(w, struct group_wait, wait)->g);
 }
 
+/* The owner's cancel or deadline ends the wait, and leaves the children alone. */
+static void walk_off(struct coil__wait *w) {
+    CONTAINER_OF(w, struct group_wait, wait)->g->waiter = NULL;
+    coil__ready(w, 0);
+}
+
 /* Waits for all children; the owner's own error where a cancel or a deadline met it meanwhile, else 0. */
-static int wait_for_children(struct coil__group *g, struct coil__task *t) {
-    struct group_wait w = {.wait = {.abort = wait_abort, .what = "group", .fd = -1}, .g = g};
+static int wait_for_children(struct coil__group *g, struct coil__task *t, const char *what) {
+    struct group_wait w = wait_on(g, what, pass_on);
+    g->flags |= DROP_RESULTS;
+    drop_results(g);
     if (g->live == 0) return 0;
     g->waiter = &w.wait;
     if (t->stop || t->sched->now_ns >= t->limit_ns) {
@@ -175,10 +271,21 @@ int coil_group_wait(coil_group *group) {
     struct coil__task *t = coil__current("coil_group_wait");
     struct coil__group *g = for_owner(group, t, "coil_group_wait");
     if (!g->check) return 0;
-    int own = wait_for_children(g, t);
+    int own = wait_for_children(g, t, "group");
     int result = g->result;
     close_group(g, "coil_group_wait");
     return result ? result : own;
+}
+
+struct coil__outcome coil__group_finish(coil_group *group, struct coil__task *t, const char *what) {
+    struct coil__group *g = inner(group);
+    struct coil__outcome out = {0};
+    if (!g->check) return out;
+    out.own = wait_for_children(g, t, what);
+    out.failure = g->result;
+    out.winner = g->winner;
+    close_group(g, "coil_gather");
+    return out;
 }
 
 void coil_group_close_(coil_group *group) {
@@ -186,24 +293,49 @@ void coil_group_close_(coil_group *group) {
     struct coil__group *g = for_owner(group, t, "coil_group_close");
     if (!g->check) return;
     cancel_children(g);
+    g->flags |= DROP_RESULTS;
     if (g->live) {
-        struct coil__wait w = {.what = "group", .fd = -1};
-        g->waiter = &w;
-        coil__park_always(t, &w);
+        struct group_wait w = wait_on(g, "group", NULL);
+        g->waiter = &w.wait;
+        coil__park_always(t, &w.wait);
     }
     close_group(g, "coil_group_close");
 }
 
-static void drain_abort(struct coil__wait *w) {
-    CONTAINER_OF(w, struct group_wait, wait)->g->waiter = NULL;
-    coil__ready(w, 0);
+/* One result that is there, or 0 where no child is left. The caller has seen that there is either. */
+static int fetch(struct coil__group *g, void **arg, int *result) {
+    struct coil__task *child = take_ended(g);
+    if (!child) return 0;
+    if (arg) *arg = child->arg;
+    if (result) *result = child->result;
+    coil__task_free(child);
+    return 1;
+}
+
+int coil_group_next(coil_group *group, void **arg, int *result) {
+    struct coil__task *t = coil__current("coil_group_next");
+    int err = coil__admit(t);
+    struct coil__group *g = for_owner(group, t, "coil_group_next");
+    g->flags |= KEEP_RESULTS;
+    if (err) return err;
+    if (g->flags & LOST_RESULTS) {
+        g->flags &= ~(uint32_t)LOST_RESULTS;
+        err = -EOVERFLOW;
+    } else if (g->check && !g->kept && g->live) {
+        struct group_wait w = wait_on(g, "group", walk_off);
+        g->waiter = &w.wait;
+        coil__park_until(t, &w.wait, t->limit_ns);
+        return w.wait.interrupted ? coil__stop_error(t) : fetch(g, arg, result);
+    }
+    coil__charge(t);
+    return err ? err : g->check ? fetch(g, arg, result) : 0;
 }
 
 uint32_t coil__group_drain(coil_group *group, int64_t until_ns) {
     struct coil__task *t = coil__current("coil_serve");
     struct coil__group *g = for_owner(group, t, "coil_serve");
     if (!g->check || g->live == 0) return 0;
-    struct group_wait w = {.wait = {.abort = drain_abort, .what = "group", .fd = -1}, .g = g};
+    struct group_wait w = wait_on(g, "group", walk_off);
     g->waiter = &w.wait;
     coil__park_until(t, &w.wait, until_ns);
     return g->live;

@@ -6,6 +6,26 @@
 
 #include "coil/group.h"
 
+/* As coil_group_spawn; the child's result goes to *result_to as well. site: where the program asked for it.
+ */
+int coil__group_spawn(coil_group *g, coil_fn *fn, void *arg, int *result_to, const void *site);
+
+/* Of a group that has not been used yet: nobody will ask for the results of single children. */
+void coil__group_drop_results(coil_group *g);
+/* Of a group that has not been used yet: the first child that succeeds cancels the others, and one that fails
+ * none. */
+void coil__group_first_wins(coil_group *g);
+
+/* How a group came out. */
+struct coil__outcome {
+    int failure; /* the first child's that failed; 0: none did */
+    int own;     /* the waiter's own cancel or limit; else 0 */
+    int *winner; /* result_to of the first child that succeeded; only where the first one wins */
+};
+
+/* Waits as coil_group_wait does. what: see struct coil__wait. The owner only. */
+struct coil__outcome coil__group_finish(coil_group *g, struct coil__task *t, const char *what);
+
 /* Waits until no child is left, at most until until_ns and without cancelling any. The owner only. How many
  * are left. */
 uint32_t coil__group_drain(coil_group *g, int64_t until_ns);

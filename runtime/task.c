@@ -283,13 +283,17 @@ static bool tell_joiners(struct coil__task *t) {
 _Noreturn static void task_ends(struct coil__task *t) {
     struct coil__sched *s = t->sched;
     check_closed(t);
+    if (UNLIKELY(t->locals)) {
+        t->locals->end(t);
+        check_closed(t);
+    }
     if (coil__heap_has(&t->timer.node)) coil__heap_remove(&s->timers, &t->timer.node);
     coil__heap_give_seat(&s->timers);
     s->live--;
     t->state = COIL__ENDED;
     if (t->unguarded && !coil__stack_canary_ok(t->stack)) coil__stack_overflowed(t->stack);
-    if (t->group) t->ended(t);
-    if (tell_joiners(t) || t->detached) coil__task_free(t);
+    bool kept = t->group && t->ended(t);
+    if (!kept && (tell_joiners(t) || t->detached)) coil__task_free(t);
     s->dead = t;
     struct coil__task *next = next_ready(s);
     coil__ctx_leave(&t->ctx, next ? &next->ctx : &s->loop);
@@ -336,6 +340,8 @@ static void reset(struct coil__task *t, const coil_spawn_opts *o, coil_fn *fn, v
     t->wait = NULL;
     t->group = NULL;
     t->open_groups = NULL;
+    t->result_to = NULL;
+    t->locals = NULL;
     t->depth = t->limit_owner = t->inherit_fired = t->shield_owner = 0;
     t->name[0] = 0;
     coil__list_init(&t->joiners);

@@ -47,6 +47,11 @@ struct coil__waiter {
     void *item; /* what is handed over: the memory of an item, or a number of permits */
 };
 
+/* The beginning of a task's values: see local.c. */
+struct coil__locals {
+    void (*end)(struct coil__task *t); /* destroys them all, in the task, after its function has returned */
+};
+
 /* What a parked task waits for; lives on its stack. */
 struct coil__wait {
     /* Asks for the wait to end early: either queues a cancel (then only the request's own completion readies
@@ -96,9 +101,11 @@ struct coil__task {
     struct coil__list joiners;           /* entries of those who join it */
     struct coil__group *group;           /* whose child it is; NULL: nobody's */
     struct coil__node sibling;           /* among that group's children */
-    void (*ended)(struct coil__task *t); /* set together with `group`, which wants to know */
+    bool (*ended)(struct coil__task *t); /* set together with `group`; true: the record is its to free */
+    int *result_to;                      /* where its result goes as well; NULL: nowhere */
     struct coil__group *open_groups;     /* those that it owns and has not closed, innermost first */
     struct coil__task *next_stopped;     /* see stopped below */
+    struct coil__locals *locals;         /* task-local values; NULL: none */
 
     /* Scopes: see scope.c. */
     uint32_t depth;         /* open scopes */

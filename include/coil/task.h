@@ -102,6 +102,30 @@ COIL_API int coil_sleep(coil_dur d);
  * Mark: [parks]. Thread: a task. */
 COIL_API int coil_sleep_until(coil_time t);
 
+/* What a tick does with the ones after it when it was late by a whole period or more. */
+enum {
+    COIL_LATE_SKIP, /* those that were missed are left out; the next one is where it would have been anyway */
+    COIL_LATE_BURST, /* they come at once, one after the other, until all are made up for */
+    COIL_LATE_DELAY, /* the next one comes a period from now, and all later ones go by that */
+};
+
+/* A clock that ticks. Fill in period and late, and next if the first tick is to come at a certain moment.
+ * May be changed between ticks. */
+typedef struct coil_interval {
+    coil_time next;  /* when the next tick is due; zero: at once */
+    coil_dur period; /* from one tick to the next; more than 0 */
+    int late;        /* COIL_LATE_* */
+} coil_interval;
+
+/* Waits until the next tick is due. A tick that comes late moves none of those after it, so nothing drifts;
+ * one that is late by a whole period or more goes by i->late. The first tick of an interval whose next is
+ * zero comes at once.
+ * Returns: 0; i->next is then the moment of the tick to come.
+ * Errors: -ECANCELED, -ETIME: refused, or woken early; the tick is still to come. -EINVAL: period is not
+ *         more than 0, or late is none of COIL_LATE_*.
+ * Mark: [parks]. Thread: a task. */
+COIL_API int coil_interval_tick(coil_interval *i);
+
 /* Names the current task in every report.
  * Memory: the text is formatted and copied; a long one is cut.
  * Mark: [now]. Thread: a task.
@@ -143,6 +167,28 @@ COIL_API bool coil_leave(coil_scope *s);
 /* What COIL_WITHIN and COIL_SHIELD leave by; call coil_leave instead.
  * Mark: [now]. Thread: the task that made it. */
 COIL_API void coil_leave_(coil_scope *s);
+
+/* A key of task-local values: a static object, whose address is the key. */
+typedef struct coil_key {
+    void (*destroy)(
+        void *value); /* for values that are there when their task ends; NULL: nothing is to be done */
+} coil_key;
+
+/* Sets the current task's value for key k; NULL takes it away. The value that was there before is dropped
+ * without a call of destroy. Children have values of their own, none at first.
+ * When the task's function has returned, destroy is called for each value that is left, the one set first
+ * last, in the task, which may still do all that it could before. Values that these calls set are destroyed
+ * too; after four rounds what is there is dropped.
+ * Returns: 0.
+ * Errors: -ENOMEM: no memory for a new value; nothing has changed.
+ * Memory: the value is the caller's. *k is borrowed until the task has ended.
+ * Mark: [now]. Thread: a task. */
+COIL_API int coil_local_set(const coil_key *k, void *value);
+
+/* The current task's value for key k.
+ * Returns: the value; NULL: none was set.
+ * Mark: [now]. Thread: a task. */
+COIL_API void *coil_local(const coil_key *k);
 
 #define COIL_CAT2_(a, b) a##b
 #define COIL_CAT_(a, b) COIL_CAT2_(a, b)
