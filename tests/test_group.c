@@ -1,6 +1,8 @@
 /* Groups: children that never outlive the block that started them. */
 #include "check.h"
 
+#include "task.h"
+
 #include "coil/coil.h"
 
 #include <errno.h>
@@ -430,6 +432,521 @@ Test(group, bad_options_and_too_many_tasks_are_told_by_the_spawn) {
     cr_assert_eq(coil_run_with(&o, spawns_badly, NULL), 0);
 }
 
+/* ---- ends, one by one ---- */
+
+static int yields_arg_times(void *arg) {
+    for (intptr_t i = 0; i < (intptr_t)arg; i++)
+        coil_yield();
+    return (int)(intptr_t)arg;
+}
+
+static int tells_ends(void *arg) {
+    void *which;
+    int got;
+    (void)arg;
+    COIL_GROUP(g);
+    cr_expect_eq(coil_group_next(&g, NULL, NULL), 0, "a group without children");
+    for (intptr_t i = 20; i > 0; i--)
+        cr_expect_eq(coil_group_spawn(&g, yields_arg_times, (void *)i), 0);
+    for (intptr_t i = 1; i <= 20; i++) {
+        cr_expect_eq(coil_group_next(&g, &which, &got), 1);
+        cr_expect_eq((intptr_t)which, i, "the quickest first");
+        cr_expect_eq(got, i);
+    }
+    cr_expect_eq(coil_group_next(&g, &which, &got), 0);
+    cr_expect_eq(coil_group_spawn(&g, returns_arg, (void *)7), 0, "it goes on");
+    cr_expect_eq(coil_group_next(&g, NULL, &got), 1);
+    cr_expect_eq(got, 7);
+    cr_expect_eq(coil_group_next(&g, NULL, NULL), 0);
+    return coil_group_wait(&g);
+}
+
+Test(group, next_tells_ends_in_the_order_in_which_they_come) {
+    cr_assert_eq(coil_run(tells_ends, NULL), 0);
+}
+
+enum { KEPT = 1024 };
+
+static void let_all_end(void) {
+    coil_stats s;
+    do {
+        coil_yield();
+        coil_stats_get(&s);
+    } while (s.tasks_now > 1);
+}
+
+static void spawn_and_let_end(coil_group *g, intptr_t from, intptr_t to) {
+    for (intptr_t i = from; i < to; i++)
+        cr_expect_eq(coil_group_spawn(g, returns_arg, (void *)i), 0);
+    let_all_end();
+}
+
+static void expect_ends(coil_group *g, intptr_t from, intptr_t to) {
+    void *which;
+    int got;
+    for (intptr_t i = from; i < to; i++) {
+        cr_expect_eq(coil_group_next(g, &which, &got), 1);
+        cr_expect(which == (void *)i && got == i, "%d: got %d", (int)i, got);
+    }
+    cr_expect_eq(coil_group_next(g, &which, &got), 0);
+}
+
+static int asks_late(void *arg) {
+    (void)arg;
+    COIL_GROUP(g);
+    spawn_and_let_end(&g, 0, KEPT);
+    expect_ends(&g, 0, KEPT);
+    spawn_and_let_end(&g, 0, 3 * KEPT);
+    expect_ends(&g, 0, 3 * KEPT);
+    return coil_group_wait(&g);
+}
+
+Test(group, ends_before_the_first_next_are_told_too) {
+    cr_assert_eq(coil_run(asks_late, NULL), 0);
+}
+
+static int says_that_it_will_ask(void *arg) {
+    (void)arg;
+    COIL_GROUP(g);
+    coil_group_keep_results(&g);
+    for (int i = 0; i < 2; i++) {
+        spawn_and_let_end(&g, 0, 3 * KEPT);
+        expect_ends(&g, 0, 3 * KEPT);
+        cr_expect_eq(coil_group_wait(&g), 0);
+    }
+    return 0;
+}
+
+Test(group, a_group_told_to_keep_results_keeps_them_all) {
+    cr_assert_eq(coil_run(says_that_it_will_ask, NULL), 0);
+}
+
+static int asks_too_late(void *arg) {
+    int got = 5;
+    (void)arg;
+    COIL_GROUP(g);
+    spawn_and_let_end(&g, 0, KEPT + 1);
+    cr_expect_eq(coil_group_next(&g, NULL, &got), -EOVERFLOW);
+    cr_expect_eq(got, 5);
+    spawn_and_let_end(&g, 0, 2 * KEPT);
+    expect_ends(&g, 0, 2 * KEPT);
+    cr_expect_eq(coil_group_wait(&g), 0);
+
+    COIL_GROUP(h);
+    spawn_and_let_end(&h, 0, KEPT + 1);
+    coil_group_keep_results(&h);
+    spawn_and_let_end(&h, 0, 2 * KEPT);
+    cr_expect_eq(coil_group_next(&h, NULL, &got), -EOVERFLOW);
+    expect_ends(&h, 0, 2 * KEPT);
+    return coil_group_wait(&h);
+}
+
+Test(group, results_that_nobody_asked_for_in_time_are_told_to_be_lost) {
+    cr_assert_eq(coil_run(asks_too_late, NULL), 0);
+}
+
+static int never_asks(void *arg) {
+    int *slots = arg;
+    COIL_GROUP(g);
+    for (int round = 0; round < 40; round++)
+        spawn_and_let_end(&g, 0, 500);
+    coil_task t;
+    cr_expect_eq(coil_spawn(&t, returns_arg, NULL), 0);
+    cr_expect_eq(coil_join(t, NULL), 0);
+    *slots = (int)t.slot;
+    return coil_group_wait(&g);
+}
+
+Test(group, a_group_that_is_never_asked_does_not_collect_records) {
+    int slot = 0;
+    cr_assert_eq(coil_run(never_asks, &slot), 0);
+    cr_assert_leq(slot, KEPT + 600, "records are used again");
+}
+
+static int drops_ends(void *arg) {
+    coil_task first, t;
+    (void)arg;
+    cr_expect_eq(coil_spawn(&first, returns_arg, NULL), 0);
+    cr_expect_eq(coil_join(first, NULL), 0);
+    for (int round = 0; round < 2000; round++) {
+        COIL_GROUP(g);
+        spawn_and_let_end(&g, 0, 5);
+        if (round % 2) cr_expect_eq(coil_group_wait(&g), 0);
+    }
+    cr_expect_eq(coil_spawn(&t, returns_arg, NULL), 0);
+    cr_expect_eq(coil_join(t, NULL), 0);
+    cr_expect_leq(t.slot, 20u);
+    return 0;
+}
+
+Test(group, ends_that_nobody_fetched_go_with_the_group) {
+    cr_assert_eq(coil_run(drops_ends, NULL), 0);
+}
+
+static int fails_while_asked(void *arg) {
+    void *which;
+    int got, cancelled = 0;
+    (void)arg;
+    COIL_GROUP(g);
+    for (int i = 0; i < 3; i++)
+        cr_expect_eq(coil_group_spawn(&g, waits, &cancelled), 0);
+    cr_expect_eq(coil_group_spawn(&g, returns_arg, (void *)(intptr_t)-EPROTO), 0);
+    cr_expect_eq(coil_group_next(&g, &which, &got), 1);
+    cr_expect_eq(got, -EPROTO);
+    cr_expect_eq(coil_group_spawn(&g, returns_arg, NULL), -ESHUTDOWN);
+    for (int i = 0; i < 3; i++) {
+        cr_expect_eq(coil_group_next(&g, &which, &got), 1);
+        cr_expect_eq(got, -ECANCELED);
+        cr_expect_eq(which, &cancelled);
+    }
+    cr_expect_eq(coil_group_next(&g, &which, &got), 0);
+    cr_expect_eq(cancelled, 3);
+    cr_expect_eq(coil_group_wait(&g), -EPROTO, "fetched or not");
+    return 0;
+}
+
+Test(group, a_failing_child_cancels_the_others_in_next_too_and_stays_the_groups_result) {
+    cr_assert_eq(coil_run(fails_while_asked, NULL), 0);
+}
+
+static int goes_on_while_asked(void *arg) {
+    int got, sum = 0, cancelled = 0;
+    (void)arg;
+    COIL_GROUP(g);
+    coil_group_keep_going(&g);
+    cr_expect_eq(coil_group_spawn(&g, waits, &cancelled), 0);
+    for (intptr_t i = 1; i <= 10; i++)
+        cr_expect_eq(coil_group_spawn(&g, returns_arg, (void *)-i), 0);
+    for (int i = 0; i < 10; i++) {
+        cr_expect_eq(coil_group_next(&g, NULL, &got), 1);
+        sum += got;
+    }
+    cr_expect_eq(sum, -55);
+    cr_expect_eq(cancelled, 0);
+    coil_group_cancel(&g);
+    cr_expect_eq(coil_group_next(&g, NULL, &got), 1);
+    cr_expect_eq(got, -ECANCELED);
+    cr_expect_eq(coil_group_wait(&g), -1, "the first failure");
+    return 0;
+}
+
+Test(group, told_to_keep_going_next_tells_failures_one_by_one) {
+    cr_assert_eq(coil_run(goes_on_while_asked, NULL), 0);
+}
+
+struct asker {
+    int next, next_again, wait, cancelled;
+};
+
+static int asks(void *arg) {
+    struct asker *a = arg;
+    COIL_GROUP(g);
+    cr_expect_eq(coil_group_spawn(&g, waits, &a->cancelled), 0);
+    cr_expect_eq(coil_group_spawn(&g, waits, &a->cancelled), 0);
+    a->next = coil_group_next(&g, NULL, NULL);
+    a->next_again = coil_group_next(&g, NULL, NULL);
+    cr_expect_eq(a->cancelled, 0, "next leaves them alone");
+    a->wait = coil_group_wait(&g);
+    return 0;
+}
+
+static int cancels_an_asker(void *arg) {
+    struct asker *a = arg;
+    coil_task t;
+    cr_expect_eq(coil_spawn(&t, asks, a), 0);
+    coil_yield();
+    coil_yield();
+    cr_expect_eq(coil_cancel(t), 0);
+    return coil_join(t, NULL);
+}
+
+static int limits_an_asker(void *arg) {
+    coil_scope s = coil_within(coil_ms(2));
+    asks(arg);
+    cr_expect(coil_leave(&s));
+    return 0;
+}
+
+Test(group, next_is_refused_and_woken_by_cancel_and_limit_and_cancels_nobody) {
+    struct asker a = {0};
+    cr_assert_eq(coil_run(cancels_an_asker, &a), 0);
+    cr_assert(a.next == -ECANCELED && a.next_again == -ECANCELED && a.wait == -ECANCELED);
+    cr_assert_eq(a.cancelled, 2);
+    a = (struct asker){0};
+    cr_assert_eq(coil_run(limits_an_asker, &a), 0);
+    cr_assert(a.next == -ETIME && a.next_again == -ETIME && a.wait == -ETIME);
+    cr_assert_eq(a.cancelled, 2);
+}
+
+static int polls(void *arg) {
+    int got = 0, rounds = 0, err;
+    (void)arg;
+    COIL_GROUP(g);
+    cr_expect_eq(coil_group_spawn(&g, yields_arg_times, (void *)50), 0);
+    do {
+        coil_scope s = coil_until((coil_time){0});
+        err = coil_group_next(&g, NULL, &got);
+        coil_leave(&s);
+        if (err < 0) err = coil_yield() == 0 && ++rounds < 60 ? 0 : err;
+    } while (err == 0 && rounds < 60);
+    cr_expect_eq(coil_group_next(&g, NULL, &got), 1, "what ended meanwhile is still to be told");
+    cr_expect_eq(got, 50);
+    return coil_group_wait(&g);
+}
+
+Test(group, a_refused_next_loses_nothing) {
+    cr_assert_eq(coil_run(polls, NULL), 0);
+}
+
+static int stale_once_ended(void *arg) {
+    coil_task t;
+    int got;
+    (void)arg;
+    COIL_GROUP(g);
+    cr_expect_eq(coil_group_spawn_with(&g, &t, NULL, returns_arg, (void *)3), 0);
+    cr_expect_eq(coil_join(t, NULL), -EINVAL);
+    cr_expect_eq(coil_detach(t), -EINVAL);
+    let_all_end();
+    cr_expect_eq(coil_join(t, NULL), -ESRCH);
+    cr_expect_eq(coil_detach(t), -ESRCH);
+    cr_expect_eq(coil_cancel(t), -ESRCH);
+    cr_expect_eq(coil_group_next(&g, NULL, &got), 1);
+    cr_expect_eq(got, 3);
+    cr_expect_eq(coil_cancel(t), -ESRCH);
+    return coil_group_wait(&g);
+}
+
+Test(group, a_childs_handle_is_stale_once_it_has_ended_fetched_or_not) {
+    cr_assert_eq(coil_run(stale_once_ended, NULL), 0);
+}
+
+/* ---- races ---- */
+
+/* Yields as often as it is told, then ends in the way it is told, cancelled or not. */
+struct racer {
+    int yields, result;
+};
+
+static int races(void *arg) {
+    const struct racer *r = arg;
+    for (int i = 0; i < r->yields; i++) {
+        int err = coil_yield();
+        if (err) return err;
+    }
+    return r->result;
+}
+
+struct asking {
+    const struct racer *child;
+    int told, got, left;
+};
+
+static int asks_once(void *arg) {
+    struct asking *a = arg;
+    COIL_GROUP(g);
+    int err = coil_group_spawn(&g, races, (void *)(uintptr_t)a->child);
+    if (err) return err;
+    a->told = coil_group_next(&g, NULL, &a->got);
+    a->left = coil_group_wait(&g);
+    return 0;
+}
+
+/* The cancel meets the child's end, the owner's waking or its sleep, by how many turns both take. */
+static int races_next(void *arg) {
+    int told = 0, refused = 0, rounds = check_rounds(10000);
+    (void)arg;
+    for (int i = 0; i < rounds; i++) {
+        struct racer r = {.yields = i % 5, .result = 9};
+        struct asking a = {.child = &r, .got = -1};
+        coil_task t;
+        cr_expect_eq(coil_spawn(&t, asks_once, &a), 0);
+        for (int k = i / 5 % 6; k > 0; k--)
+            coil_yield();
+        coil_cancel(t);
+        cr_expect_eq(coil_join(t, NULL), 0);
+        if (a.told == 1) {
+            cr_expect_eq(a.got, 9);
+            cr_expect_eq(a.left, 0, "no child was left");
+            told++;
+        } else {
+            cr_expect_eq(a.told, -ECANCELED);
+            cr_expect_eq(a.got, -1);
+            refused++;
+        }
+    }
+    cr_expect_eq(told + refused, rounds);
+    if (rounds >= 100) cr_expect(told && refused, "%d told, %d refused", told, refused);
+    return 0;
+}
+
+Test(group, a_cancel_meets_an_end_and_next_tells_one_of_both) {
+    cr_assert_eq(coil_run(races_next, NULL), 0);
+}
+
+struct waiting {
+    const struct racer *child;
+    int result;
+};
+
+static int waits_once(void *arg) {
+    struct waiting *w = arg;
+    COIL_GROUP(g);
+    int err = coil_group_spawn(&g, races, (void *)(uintptr_t)w->child);
+    if (!err) err = coil_group_spawn(&g, waits, NULL);
+    w->result = coil_group_wait(&g);
+    return err;
+}
+
+static int races_wait(void *arg) {
+    int failed = 0, cancelled = 0, rounds = check_rounds(10000);
+    (void)arg;
+    for (int i = 0; i < rounds; i++) {
+        struct racer r = {.yields = i % 5, .result = -EIO};
+        struct waiting w = {.child = &r};
+        coil_task t;
+        cr_expect_eq(coil_spawn(&t, waits_once, &w), 0);
+        for (int k = i / 5 % 6; k > 0; k--)
+            coil_yield();
+        coil_cancel(t);
+        cr_expect_eq(coil_join(t, NULL), 0);
+        failed += w.result == -EIO;
+        cancelled += w.result == -ECANCELED;
+    }
+    cr_expect_eq(failed + cancelled, rounds);
+    if (rounds >= 100) cr_expect(failed && cancelled, "%d failed, %d cancelled", failed, cancelled);
+    return 0;
+}
+
+Test(group, a_childs_failure_meets_the_owners_cancel_and_one_of_both_is_the_result) {
+    cr_assert_eq(coil_run(races_wait, NULL), 0);
+}
+
+/* ---- the rules about errors, one by one ---- */
+
+static int child_with_a_limit_of_its_own(void *arg) {
+    (void)arg;
+    COIL_WITHIN(coil_ms(1));
+    return coil_sleep(COIL_FOREVER);
+}
+
+static int childs_own_limit(void *arg) {
+    int cancelled = 0;
+    (void)arg;
+    COIL_GROUP(g);
+    cr_expect_eq(coil_group_spawn(&g, waits, &cancelled), 0);
+    cr_expect_eq(coil_group_spawn(&g, child_with_a_limit_of_its_own, NULL), 0);
+    cr_expect_eq(coil_group_wait(&g), -ETIME);
+    cr_expect_eq(cancelled, 1);
+    return 0;
+}
+
+Test(group, a_child_whose_own_limit_has_passed_has_failed) {
+    cr_assert_eq(coil_run(childs_own_limit, NULL), 0);
+}
+
+static int no_limit_inside(void *arg) {
+    (void)arg;
+    return coil_yield();
+}
+
+static int limit_is_the_owners(void *arg) {
+    (void)arg;
+    coil_scope s = coil_until((coil_time){0});
+    COIL_GROUP(g);
+    cr_expect_eq(coil_group_spawn(&g, returns_arg, NULL), 0, "[now], never refused");
+    coil_scope inner = coil_shield(coil_sec(100));
+    cr_expect_eq(coil_group_spawn(&g, no_limit_inside, NULL), 0);
+    cr_expect_eq(coil_group_wait(&g), 0, "in a shield the outer limit waits, and children have none");
+    coil_leave(&inner);
+    coil_leave(&s);
+    return 0;
+}
+
+Test(group, a_child_begins_without_its_owners_limit) {
+    cr_assert_eq(coil_run(limit_is_the_owners, NULL), 0);
+}
+
+static int nested_failure(void *arg) {
+    int *cancelled = arg;
+    COIL_GROUP(g);
+    int err = coil_group_spawn(&g, waits, cancelled);
+    if (!err) err = coil_group_spawn(&g, returns_arg, (void *)(intptr_t)-EDOM);
+    return err ? err : coil_group_wait(&g);
+}
+
+static int failure_goes_up(void *arg) {
+    int cancelled = 0;
+    (void)arg;
+    COIL_GROUP(g);
+    cr_expect_eq(coil_group_spawn(&g, nested_failure, &cancelled), 0);
+    cr_expect_eq(coil_group_spawn(&g, waits, &cancelled), 0);
+    cr_expect_eq(coil_group_wait(&g), -EDOM);
+    cr_expect_eq(cancelled, 2);
+    return 0;
+}
+
+Test(group, a_failure_in_a_nested_group_is_the_result_of_the_outer_one_too) {
+    cr_assert_eq(coil_run(failure_goes_up, NULL), 0);
+}
+
+enum { WIDE = CHECK_TSAN ? 2000 : 10000 };
+
+static int wide(void *arg) {
+    COIL_GROUP(g);
+    for (int i = 0; i < WIDE; i++)
+        cr_expect_eq(coil_group_spawn(&g, waits, arg), 0);
+    return coil_group_wait(&g);
+}
+
+static int cancels_wide(void *arg) {
+    int cancelled = 0, got = 0;
+    coil_task t;
+    (void)arg;
+    cr_expect_eq(coil_spawn(&t, wide, &cancelled), 0);
+    coil_yield();
+    coil_yield();
+    cr_expect_eq(coil_cancel(t), 0);
+    cr_expect_eq(coil_join(t, &got), 0);
+    cr_expect_eq(got, -ECANCELED);
+    cr_expect_eq(cancelled, WIDE);
+    return 0;
+}
+
+Test(group, a_cancel_reaches_ten_thousand_children) {
+    cr_assert_eq(coil_run(cancels_wide, NULL), 0);
+}
+
+/* ---- for reports ---- */
+
+static int looks_at_its_owner(void *arg) {
+    const struct coil__task *const *owner = arg;
+    const struct coil__wait *w = (*owner)->wait;
+    const struct coil__task *first = w->blocker(w, NULL), *second = w->blocker(w, first);
+    cr_expect_str_eq(w->what, "group");
+    cr_expect_not_null(w->on);
+    cr_expect(first == coil__here->current && second && second != first);
+    cr_expect_null(w->blocker(w, second));
+    return 0;
+}
+
+static int is_looked_at(void *arg) {
+    const struct coil__task *self = coil__here->current;
+    (void)arg;
+    COIL_GROUP(g);
+    for (int i = 0; i < 3; i++) {
+        cr_expect_eq(coil_group_spawn(&g, looks_at_its_owner, &self), 0);
+        cr_expect_eq(coil_group_spawn(&g, yields_then_returns_arg, NULL), 0);
+        if (i == 0) cr_expect_eq(coil_group_next(&g, NULL, NULL), 1);
+        if (i == 1) cr_expect_eq(coil_group_wait(&g), 0);
+        if (i == 0) cr_expect_eq(coil_group_next(&g, NULL, NULL), 1);
+    }
+    return 0;
+}
+
+Test(group, a_waiting_owner_says_which_children_it_waits_for) {
+    cr_assert_eq(coil_run(is_looked_at, NULL), 0);
+}
+
 /* ---- misuse ---- */
 
 static int waits_for_anothers(void *arg) {
@@ -452,6 +969,17 @@ static int stranger_spawns(void *arg) {
     COIL_GROUP(g);
     coil_group_spawn(&g, waits, NULL);
     coil_spawn(NULL, spawns_into_anothers, &g);
+    return coil_group_wait(&g);
+}
+
+static int asks_for_anothers(void *arg) {
+    return coil_group_next(arg, NULL, NULL);
+}
+
+static int child_asks(void *arg) {
+    (void)arg;
+    COIL_GROUP(g);
+    coil_group_spawn(&g, asks_for_anothers, &g);
     return coil_group_wait(&g);
 }
 
@@ -535,6 +1063,7 @@ static bool stops(coil_fn *fn, const char *message) {
 
 Test(group, calls_by_a_task_that_may_not_make_them_stop_with_the_name) {
     cr_assert(stops(child_waits, "coil: coil_group_wait: called by a task that is not the group's owner"));
+    cr_assert(stops(child_asks, "coil: coil_group_next: called by a task that is not the group's owner"));
     cr_assert(stops(stranger_spawns, "coil: coil_group_spawn: called by a task that is neither"));
 }
 
