@@ -2,6 +2,7 @@
 #include "check.h"
 
 #include <dirent.h>
+#include <malloc.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdint.h>
@@ -54,6 +55,13 @@ long check_rss_kb(void) {
     if (fscanf(f, "%ld %ld", &size, &resident) != 2) broken("/proc/self/statm");
     fclose(f);
     return resident * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+size_t check_heap_bytes(void) {
+#ifdef __GLIBC__
+    if (!CHECK_SANITIZED) return mallinfo2().uordblks;
+#endif
+    return 0;
 }
 
 bool check_on_uml(void) {

@@ -58,6 +58,9 @@ int check_rounds(int rounds);
 int check_fd_count(void);
 int check_map_count(void);
 long check_rss_kb(void); /* means nothing when CHECK_SANITIZED */
+/* Bytes from malloc that have not been freed; 0 where nobody counts them: when CHECK_SANITIZED, or without
+ * glibc. */
+size_t check_heap_bytes(void);
 
 /* Whether this is user-mode Linux, a kernel that is a process of another: there each page of a process is a
  * mapping in a table of limited size, and no processor steps through single instructions. */

@@ -273,6 +273,49 @@ Test(flow_samples, a_second_sigint_while_draining_ends_the_server_at_once) {
     close(fd);
 }
 
+/* ---- gather, timeout, race ---- */
+
+static void check_text(const char *name, const char *text) {
+    struct program p = start(name, NULL);
+    finish(&p);
+    cr_expect(ended_with(&p, 0), "%s: status %#x", name, (unsigned)p.status);
+    cr_expect_str_eq(p.text, text, "%s says:\n%s", name, p.text);
+    cr_expect_str_eq(p.complaint, "");
+}
+
+Test(flow_samples, gather_computes_three_factorials_side_by_side) {
+    check_text("gather", "Task A: Compute factorial(2), currently i=2...\n"
+                         "Task B: Compute factorial(3), currently i=2...\n"
+                         "Task C: Compute factorial(4), currently i=2...\n"
+                         "this is a void value\n"
+                         "Task A: factorial(2) = 2\n"
+                         "Task B: Compute factorial(3), currently i=3...\n"
+                         "Task C: Compute factorial(4), currently i=3...\n"
+                         "Task B: factorial(3) = 6\n"
+                         "Task C: Compute factorial(4), currently i=4...\n"
+                         "Task C: factorial(4) = 24\n"
+                         "2, 6, 24\n");
+}
+
+Test(flow_samples, timeout_tells_which_limit_has_passed) {
+    char text[512];
+    snprintf(text, sizeof text,
+             "quick work: done\nslow work: too slow\n"
+             "step 1\nstep 2\nstep 3\nthree steps: done\n"
+             "step 1\nstep 2\nstep 3\nfour steps: too slow\n"
+             "%s: the inner limit\n%s: the outer limit\n"
+             "out of time, but it has said goodbye\n",
+             coil_strerror(-ETIME), coil_strerror(-ETIME));
+    check_text("timeout", text);
+}
+
+Test(flow_samples, race_takes_the_first_answer_and_stops_the_others) {
+    char text[512];
+    snprintf(text, sizeof text, "slow: %s\nthe answer is 42, says quick\nno answer: %s\n",
+             coil_strerror(-ECANCELED), coil_strerror(-EHOSTUNREACH));
+    check_text("race", text);
+}
+
 /* ---- what goes wrong ---- */
 
 static void check_complaint(const char *name, const char *arg, const char *about) {

@@ -3,6 +3,8 @@
 
 #include "coil/coil.h"
 
+#include "task.h"
+
 #include <errno.h>
 #include <stdlib.h>
 
@@ -95,6 +97,40 @@ static int equal_sleeps(void *arg) {
 
 Test(timer, equal_sleeps_end_in_the_order_in_which_they_began) {
     cr_assert_eq(coil_run(equal_sleeps, NULL), 0);
+    cr_assert_eq(woken.count, SLEEPERS);
+}
+
+static int64_t stopped_ns;
+
+static int64_t stopped(void) {
+    return stopped_ns;
+}
+
+/* The clock stands still while they begin, and goes on when all of them sleep. */
+static int begins_at_one_moment(void *arg) {
+    static struct sleeper sleepers[SLEEPERS];
+    struct coil__driver *d = coil__here->driver;
+    const struct coil__sys *real = d->sys;
+    struct coil__sys sys = *real;
+    (void)arg;
+    stopped_ns = real->now();
+    sys.now = stopped;
+    d->sys = &sys;
+    COIL_GROUP(g);
+    for (int i = 0; i < SLEEPERS; i++) {
+        sleepers[i] = (struct sleeper){.id = i, .length = coil_us(10)};
+        cr_expect_eq(coil_group_spawn(&g, sleeps_its_length, &sleepers[i]), 0);
+    }
+    coil_yield();
+    d->sys = real;
+    cr_expect_eq(coil_group_wait(&g), 0);
+    for (int i = 0; i < SLEEPERS; i++)
+        cr_expect_eq(woken.order[i], i);
+    return 0;
+}
+
+Test(timer, equal_sleeps_that_begin_at_one_moment_keep_their_order) {
+    cr_assert_eq(coil_run(begins_at_one_moment, NULL), 0);
     cr_assert_eq(woken.count, SLEEPERS);
 }
 
