@@ -67,6 +67,22 @@ static inline int coil__line_park(struct coil__task *t, struct coil__line_wait *
     return UNLIKELY(w->wait.interrupted) ? coil__stop_error(t) : 0;
 }
 
+/* Who holds an object is kept as a handle, so that nothing dangles when that task ends. */
+static inline bool coil__holds(coil_task h, const struct coil__task *t) {
+    return h.gen == t->gen && h.slot == t->slot && h.worker == t->sched->worker;
+}
+
+/* The blocker of a wait that one holder blocks; NULL also where that task has ended. */
+static inline const struct coil__task *coil__holder(const struct coil__wait *w, coil_task h,
+                                                    const struct coil__task *after) {
+    const struct coil__task *t = after ? NULL : coil__task_find(w->task->sched, h);
+    return t && t->state != COIL__ENDED ? t : NULL;
+}
+
+/* An object is held by a task of worker `number`, which is not this one: misuse, or that run has ended, and
+ * with it all that held the object or waited for it. */
+COLD void coil__sync_foreign(uint32_t number, const char *call);
+
 /* For coil_select: what it pushes, it leaves, unless it was won. An event's waiters get 0; a semaphore's get
  * their permits and 0; `item` holds how many, as a number. `call` is the public one, for misuse. */
 bool coil__event_is_set(const coil_event *e, const char *call);
