@@ -53,6 +53,7 @@
 #include "runtime.h"
 #include "signal.h"
 #include "stream.h"
+#include "sync.h"
 #include "task.h"
 
 #endif
