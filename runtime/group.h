@@ -10,4 +10,7 @@
  * are left. */
 uint32_t coil__group_drain(coil_group *g, int64_t until_ns);
 
+/* For reports: the task that declared the group. */
+const struct coil__task *coil__group_owner(const struct coil__group *g);
+
 #endif

@@ -173,8 +173,9 @@ static void look_up_many(void) {
 Test(symbols, give_back_descriptors_and_mappings) {
     look_up_many(); /* What the C library and libdw keep for good. */
     int fds = check_fd_count(), maps = check_map_count();
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 8; i++)
         look_up_many();
     cr_expect_eq(check_fd_count(), fds);
-    if (!CHECK_SANITIZED) cr_expect_leq(check_map_count(), maps + 1);
+    /* Emulators map for themselves, too; a look-up maps several files. */
+    if (!CHECK_SANITIZED) cr_expect_lt(check_map_count(), maps + 8);
 }
