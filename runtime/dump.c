@@ -48,7 +48,7 @@ struct span {
 static struct span choose(struct coil__symbols *symbols, void *const *pc, int count, bool whole,
                           bool keep_call) {
     struct span s = {.first = -1, .last = -1};
-    int at = 0;
+    int at = 0, call = -1;
     for (int i = 0; i < count; i++) {
         const struct coil__symbol *sym;
         int n = coil__symbols_find(symbols, pc[i], &sym);
@@ -56,11 +56,17 @@ static struct span choose(struct coil__symbols *symbols, void *const *pc, int co
             if (!sym->ours) s.last = at;
             if (s.first >= 0) continue;
             if (!sym->ours) s.first = at;
-            if (is_public(sym)) s.first = keep_call ? at : at + 1;
+            if (!is_public(sym)) continue;
+            call = at;
+            s.first = keep_call ? at : at + 1;
         }
     }
     s.first = MAX(s.first, 0);
-    if (!whole || s.last < s.first) s.last = at - 1;
+    if (!whole) s.last = at - 1;
+    if (s.last >= s.first) return s;
+    /* Nothing but coil: the task's function has left by a jump into the call, and maybe that one by a jump to
+     * what is now above the first frame. */
+    s.first = s.last = call >= 0 ? call : MAX(at - 2, 0);
     return s;
 }
 
@@ -112,7 +118,10 @@ static void print_state(struct dump *d, const struct coil__task *t) {
         return;
     }
     fputs(names[t->state], d->out);
-    if (t->state == COIL__PARKED) coil__print_wait(d->out, t, d->now_ns);
+    if (t->state != COIL__PARKED) return;
+    coil__print_wait(d->out, t, d->now_ns);
+    /* So that those who wait for the same can be found. */
+    if (t->wait->on && t->wait->fd < 0 && !t->wait->blocker) fprintf(d->out, ", at %p", t->wait->on);
 }
 
 static void print_limits(struct dump *d, const struct coil__task *t) {
@@ -122,7 +131,8 @@ static void print_limits(struct dump *d, const struct coil__task *t) {
         coil__print_ns(d->out, MAX(t->wait->until_ns - d->now_ns, 0));
         fputs(" more", d->out);
     }
-    if (t->limit_ns != COIL__NEVER) {
+    bool told = t->state == COIL__PARKED && t->wait->until_ns == t->limit_ns;
+    if (t->limit_ns != COIL__NEVER && !told) {
         fputs(left_ns > 0 ? ", limit in " : ", limit over for ", d->out);
         coil__print_ns(d->out, left_ns > 0 ? left_ns : -left_ns);
     }
@@ -240,7 +250,7 @@ static void print_jobs(struct dump *d) {
 static void print_tasks(struct dump *d) {
     static const char *const drivers[] = {[COIL_DRIVER_URING] = "io_uring", [COIL_DRIVER_EPOLL] = "epoll"};
     const struct coil__worker *w = d->w;
-    fprintf(d->out, "coil: worker %u, %s: %u tasks, %u requests in the kernel\n", w->s.worker,
+    fprintf(d->out, "coil: worker %u (%s), tasks: %u, requests in the kernel: %u\n", w->s.worker,
             drivers[w->s.driver->kind], w->s.live, w->ops.live);
     print_jobs(d);
     print_tree(d);
@@ -301,11 +311,24 @@ static void print_callstack(struct dump *d) {
 
 /* ---- the calls ---- */
 
+static ssize_t pass_on(void *out, const char *buf, size_t n) {
+    return (ssize_t)fwrite(buf, 1, n, out);
+}
+
+/* What comes in small pieces goes out in large ones: stderr has no buffer. */
+static void print_in_pieces(struct dump *d) {
+    FILE *out = d->out, *pieces = fopencookie(out, "w", (cookie_io_functions_t){.write = pass_on});
+    if (pieces) d->out = pieces;
+    d->print(d);
+    if (pieces) fclose(pieces);
+    d->out = out;
+}
+
 static void print_away(void *arg) {
     struct dump *d = arg;
     coil__ctx_entered(&d->ctx);
     d->symbols = coil__symbols_open();
-    d->print(d);
+    print_in_pieces(d);
     coil__symbols_close(d->symbols);
     coil__ctx_leave(&d->ctx, d->back);
 }
@@ -314,33 +337,28 @@ static void print_somewhere(struct dump *d) {
     struct coil__stack *stack;
     struct coil__sched *s = &d->w->s;
     if (coil__stack_get(&s->stacks, COIL__SYMBOLS_STACK, &stack) != 0) {
-        d->print(d);
+        print_in_pieces(d);
         return;
     }
     d->away = true;
     d->back = d->current ? &d->current->ctx : &s->loop;
     coil__ctx_make(&d->ctx, stack->lo, stack->size, 0, print_away, d);
-    s->current = NULL;
     coil__ctx_switch(d->back, &d->ctx);
-    s->current = d->current;
     coil__ctx_release(&d->ctx);
     coil__stack_put(&s->stacks, stack);
 }
 
-static ssize_t pass_on(void *out, const char *buf, size_t n) {
-    return (ssize_t)fwrite(buf, 1, n, out);
-}
-
-/* One at a time in the process. What comes in small pieces goes out in large ones: stderr has no buffer. */
+/* One at a time in the process. A call of coil by what `out` writes to would find no current task: it could
+ * not park. */
 static void make_dump(struct coil__worker *w, FILE *out, void (*print)(struct dump *d)) {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-    struct dump d = {.w = w, .current = w->s.current, .print = print, .now_ns = w->s.driver->sys->now()};
-    FILE *pieces = fopencookie(out, "w", (cookie_io_functions_t){.write = pass_on});
-    d.out = pieces ? pieces : out;
+    struct dump d = {.w = w, .current = w->s.current, .out = out, .print = print};
+    d.now_ns = w->s.driver->sys->now();
+    w->s.current = NULL;
     pthread_mutex_lock(&lock);
     print_somewhere(&d);
-    if (pieces) fclose(pieces);
     pthread_mutex_unlock(&lock);
+    w->s.current = d.current;
 }
 
 void coil_dump_callstack(FILE *out) {
