@@ -32,6 +32,8 @@ int coil__side_park(coil_stream *s, struct coil__side *side, struct coil__task *
     w.wait.abort = side_abort;
     w.wait.what = what;
     w.wait.fd = s->fd;
+    w.wait.on = s;
+    w.wait.blocker = NULL;
     w.wait.outside = true;
     w.wait.interrupted = false;
     side->wait = &w.wait;

@@ -43,6 +43,10 @@ static struct coil__group *inner(coil_group *g) {
     return (struct coil__group *)(void *)g;
 }
 
+const struct coil__task *coil__group_owner(const struct coil__group *g) {
+    return g->owner;
+}
+
 /* Of addresses alone: in a group that was overwritten, `owner` points to anywhere. */
 static uint64_t check_word(const struct coil__group *g, const struct coil__task *owner) {
     uint64_t v = (uint64_t)(uintptr_t)owner << 16 ^ (uint64_t)(uintptr_t)g;

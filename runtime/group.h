@@ -30,4 +30,7 @@ struct coil__outcome coil__group_finish(coil_group *g, struct coil__task *t, con
  * are left. */
 uint32_t coil__group_drain(coil_group *g, int64_t until_ns);
 
+/* For reports: the task that declared the group. */
+const struct coil__task *coil__group_owner(const struct coil__group *g);
+
 #endif

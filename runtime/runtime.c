@@ -1,6 +1,7 @@
 /* coil_run: from options to a worker, until its last task has ended. */
 #include "cancel.h"
 #include "caps.h"
+#include "dump.h"
 #include "hybrid.h"
 #include "poll.h"
 #include "signals.h"
@@ -73,6 +74,7 @@ static const char *complete_options(coil_run_opts *o) {
     /* One for each lane, at least. */
     if (o->blocking_threads && o->blocking_threads < COIL__LANE_COUNT) return "blocking_threads";
     if (o->blocking_threads > 1024) return "blocking_threads";
+    if (o->dump_signal && !coil__signal_possible(o->dump_signal)) return "dump_signal";
     return NULL;
 }
 
@@ -105,41 +107,13 @@ static int read_environment(coil_run_opts *o, uint64_t *unused) {
     return wanted_driver(&o->driver) ? 0 : bad_option(o, "COIL_DRIVER", getenv("COIL_DRIVER"));
 }
 
-/* ---- reports: one line per task ---- */
-
-static void report_task(const struct coil__task *t) {
-    char buf[32];
-    const struct coil__wait *w = t->wait;
-    fprintf(stderr, "coil:   %s: ", coil__task_name(t, buf));
-    if (t->state != COIL__PARKED) {
-        fprintf(stderr, "is ready to run\n");
-        return;
-    }
-    fprintf(stderr, "waits for %s", w->what);
-    if (w->fd >= 0) fprintf(stderr, " on descriptor %d", w->fd);
-    fprintf(stderr, ", for %.3f s\n", (double)(t->sched->now_ns - t->since_ns) / 1e9);
-}
-
-static void report_tasks(struct coil__sched *s) {
-    uint32_t slots = atomic_load(&s->slots);
-    for (uint32_t i = 0; i < slots; i++) {
-        const struct coil__task *t = coil__task_at(s, i);
-        if (t->state == COIL__READY || t->state == COIL__PARKED) report_task(t);
-    }
-}
-
 /* ---- the end, orderly or not ---- */
 
 static void exit_report(struct coil__timer *timer) {
     struct run *r = CONTAINER_OF(timer, struct run, exit_timer);
     int64_t waited_ns = r->w.s.now_ns - r->exit_began_ns;
     bool over = r->exit_limit_ns && waited_ns >= r->exit_limit_ns;
-    if (over || (!r->exit_reported && !r->w.quiet)) {
-        fprintf(stderr,
-                "coil: main has returned %.1f s ago, and %u tasks that were cancelled have not ended:\n",
-                (double)waited_ns / 1e9, r->w.s.live);
-        report_tasks(&r->w.s);
-    }
+    if (over || (!r->exit_reported && !r->w.quiet)) coil__report_exit(&r->w, waited_ns);
     if (over) {
         fprintf(stderr, "coil: exit_limit is over, aborting\n");
         abort();
@@ -164,11 +138,7 @@ static void begin_exit(struct run *r) {
 static void deadlock(struct coil__worker *w) {
     struct run *r = CONTAINER_OF(w, struct run, w);
     bool again = w->s.ending;
-    if (again || !w->quiet) {
-        fprintf(stderr, "coil: deadlock: %u tasks wait, and nothing is left that could wake one%s:\n",
-                w->s.live, again ? ", not even their cancel" : "");
-        report_tasks(&w->s);
-    }
+    if (again || !w->quiet) coil__report_deadlock(w, again);
     if (again) abort();
     r->deadlocked = true;
     w->s.ending = true;
@@ -307,11 +277,12 @@ static void close_worker(struct run *r) {
     unblock_sigpipe(r);
 }
 
-static int run_tasks(struct run *r) {
+static int run_tasks(struct run *r, const coil_run_opts *o) {
     static const coil_spawn_opts named = {.name = "main"};
     struct coil__task *t;
     struct coil__sched *s = &r->w.s;
-    if (coil__heap_take_seat(&s->timers)) return out_of_memory(r->w.quiet);
+    bool full = o->dump_signal && coil__signals_watch(&r->w, o->dump_signal, coil__dump_worker) != 0;
+    if (full || coil__heap_take_seat(&s->timers)) return out_of_memory(r->w.quiet);
     if (coil__task_new(s, &named, main_task, r, NULL, &t)) return out_of_memory(r->w.quiet);
     t->detached = true;
     while (s->live)
@@ -337,7 +308,7 @@ int coil_run_with(const coil_run_opts *opts, coil_fn *fn, void *arg) {
         return err;
     }
     open_worker(&r, &o);
-    int result = run_tasks(&r);
+    int result = run_tasks(&r, &o);
     close_worker(&r);
     return result;
 }

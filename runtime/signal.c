@@ -22,7 +22,10 @@ struct desk {
     struct desk *next;                     /* never changes once it is set */
     _Atomic(struct coil__worker *) worker; /* NULL: free */
     atomic_int handlers;                   /* how many signal handlers are at it */
-    _Atomic uint64_t wanted, pending;      /* bit s - 1: signal s */
+    _Atomic uint64_t wanted, pending;      /* by tasks; bit s - 1: signal s */
+    _Atomic uint64_t watched;              /* by `watcher`; seen: it has come */
+    atomic_bool seen;
+    void (*watcher)(struct coil__worker *w);
     atomic_bool posted;
     struct coil__letter letter;
     struct coil__list waiters; /* of struct signal_wait */
@@ -48,8 +51,10 @@ static void on_signal(int sig) {
     for (struct desk *d = atomic_load(&desks); d; d = d->next) {
         atomic_fetch_add(&d->handlers, 1);
         struct coil__worker *w = atomic_load(&d->worker);
-        if (w && (atomic_load(&d->wanted) & bit(sig))) {
-            atomic_fetch_or(&d->pending, bit(sig));
+        bool wanted = atomic_load(&d->wanted) & bit(sig), watched = atomic_load(&d->watched) & bit(sig);
+        if (w && (wanted || watched)) {
+            if (wanted) atomic_fetch_or(&d->pending, bit(sig));
+            if (watched) atomic_store(&d->seen, true);
             if (!atomic_exchange(&d->posted, true)) coil__worker_post(w, &d->letter);
         }
         atomic_fetch_sub(&d->handlers, 1);
@@ -61,6 +66,7 @@ static void on_signal(int sig) {
 static void deliver(struct coil__letter *l) {
     struct desk *d = CONTAINER_OF(l, struct desk, letter);
     atomic_store(&d->posted, false);
+    if (atomic_exchange(&d->seen, false)) d->watcher(atomic_load(&d->worker));
     uint64_t pending = atomic_load(&d->pending), taken = 0;
     for (struct coil__node *n = d->waiters.head.next, *next; n != &d->waiters.head; n = next) {
         next = n->next;
@@ -104,6 +110,8 @@ static struct desk *take_desk(struct coil__worker *w) {
         coil__list_init(&d->waiters);
         atomic_store(&d->wanted, 0);
         atomic_store(&d->pending, 0);
+        atomic_store(&d->watched, 0);
+        atomic_store(&d->seen, false);
         atomic_store(&d->posted, false);
         atomic_store(&d->worker, w);
     }
@@ -113,13 +121,13 @@ static struct desk *take_desk(struct coil__worker *w) {
 
 /* The handler is set once per process and signal. It restarts system calls of threads that aren't coil's, and
  * spares the tasks' stacks; a worker's wait ends all the same. */
-static void want(struct desk *d, uint64_t signals) {
-    uint64_t fresh = signals & ~atomic_load(&d->wanted);
-    if (!fresh) return;
+static void want(struct desk *d, uint64_t signals, _Atomic uint64_t *by) {
+    if (!(signals & ~atomic_load(by))) return;
+    uint64_t fresh = signals & ~(atomic_load(&d->wanted) | atomic_load(&d->watched));
     struct sigaction sa = {.sa_handler = on_signal, .sa_flags = SA_RESTART | SA_ONSTACK};
     sigfillset(&sa.sa_mask);
     pthread_mutex_lock(&lock);
-    atomic_fetch_or(&d->wanted, fresh);
+    atomic_fetch_or(by, signals);
     for (int sig = 1; sig <= SIGNALS; sig++) {
         if ((fresh & bit(sig)) && users[sig]++ == 0) CHECK(sigaction(sig, &sa, &before[sig]) == 0);
     }
@@ -137,7 +145,7 @@ void coil__signals_leave(struct coil__worker *w) {
     if (!d) return;
     CHECK(coil__list_empty(&d->waiters));
     pthread_mutex_lock(&lock);
-    uint64_t wanted = atomic_load(&d->wanted);
+    uint64_t wanted = atomic_load(&d->wanted) | atomic_load(&d->watched);
     for (int sig = 1; sig <= SIGNALS; sig++) {
         if ((wanted & bit(sig)) && --users[sig] == 0) restore(sig);
     }
@@ -149,9 +157,9 @@ void coil__signals_leave(struct coil__worker *w) {
     pthread_mutex_unlock(&lock);
 }
 
-/* ---- the call ---- */
+/* ---- the calls ---- */
 
-static bool can_wait_for(int sig) {
+bool coil__signal_possible(int sig) {
     static const int never[] = {SIGKILL, SIGSTOP, SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
     for (size_t i = 0; i < ARRAY_SIZE(never); i++) {
         if (sig == never[i]) return false;
@@ -160,11 +168,19 @@ static bool can_wait_for(int sig) {
     return sig >= 1 && sig <= SIGNALS && (sig < 32 || sig >= SIGRTMIN);
 }
 
+int coil__signals_watch(struct coil__worker *w, int sig, void (*fn)(struct coil__worker *w)) {
+    struct desk *d = take_desk(w);
+    if (!d) return -ENOMEM;
+    d->watcher = fn;
+    want(d, bit(sig), &d->watched);
+    return 0;
+}
+
 static int signal_set(const int *signals, size_t n, uint64_t *set) {
     if (!signals || n == 0) return -EINVAL;
     *set = 0;
     for (size_t i = 0; i < n; i++) {
-        if (!can_wait_for(signals[i])) return -EINVAL;
+        if (!coil__signal_possible(signals[i])) return -EINVAL;
         *set |= bit(signals[i]);
     }
     return 0;
@@ -178,7 +194,7 @@ int coil_signal_wait(const int *signals, size_t n) {
     if (err) return err;
     struct desk *d = take_desk(coil__worker_of(t->sched));
     if (!d) return -ENOMEM;
-    want(d, w.wanted);
+    want(d, w.wanted, &d->wanted);
     uint64_t kept = atomic_load(&d->pending) & w.wanted;
     if (kept) {
         int sig = __builtin_ctzll(kept) + 1;

@@ -121,6 +121,9 @@ struct coil__task {
     uint32_t parent_slot;
     uint64_t parent_gen; /* 0: by nobody; as in a handle otherwise: the parent may have ended */
 
+    /* For reports, while one is being made: slots of other tasks, and a mark. See dump.c. */
+    uint32_t report_first, report_next, report_mark;
+
     struct coil__stack_label label; /* what an overflow report says */
     char name[32];
     void *cxa[2];

@@ -584,9 +584,9 @@ Test(runtime, a_deadlock_is_reported_with_who_waits_for_what) {
     cr_assert_eq(status, 7 << 8, "%s", err);
     cr_assert_not_null(
         strstr(err, "coil: deadlock: 3 tasks wait, and nothing is left that could wake one:\n"), "%s", err);
-    cr_assert_not_null(strstr(err, "coil:   main: waits for join, for 0."), "%s", err);
-    cr_assert_not_null(strstr(err, "coil:   alice: waits for join, for 0."), "%s", err);
-    cr_assert_not_null(strstr(err, "coil:   bob: waits for join, for 0."), "%s", err);
+    cr_assert_not_null(strstr(err, "coil:   main: waits for join of alice, for 0."), "%s", err);
+    cr_assert_not_null(strstr(err, "coil:   alice: waits for join of bob, for 0."), "%s", err);
+    cr_assert_not_null(strstr(err, "coil:   bob: waits for join of alice, for 0."), "%s", err);
     cr_assert(check_in_child(deadlocks_in_run, err, &status, err, sizeof err));
     cr_assert_eq(status, 7 << 8);
     cr_assert_str_eq(err, "", "quiet");

@@ -47,6 +47,7 @@
 #define COIL_H
 
 #include "core.h"
+#include "debug.h"
 #include "group.h"
 #include "io.h"
 #include "net.h"

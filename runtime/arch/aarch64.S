@@ -134,6 +134,59 @@ coil__ctx_start:
     .cfi_endproc
     .size   coil__ctx_trampoline, . - coil__ctx_trampoline
 
+    /* During the call the tables say that the caller is the context saved at x19, by the layout of coil__ctx_jump,
+     * which signs its return address as this function does. */
+    .globl  coil__ctx_visit
+    .hidden coil__ctx_visit
+    .type   coil__ctx_visit, %function
+    .p2align 4
+coil__ctx_visit:
+    .cfi_startproc
+    SIGN_LR
+    stp     x29, x30, [sp, #-32]!
+    .cfi_def_cfa_offset 32
+    .cfi_offset x29, -32
+    .cfi_offset x30, -24
+    str     x19, [sp, #16]
+    .cfi_offset x19, -16
+    mov     x29, sp
+    mov     x19, x0
+    mov     x0, x2
+    .cfi_remember_state
+    .cfi_def_cfa x19, 224
+    .cfi_offset d8, -224
+    .cfi_offset d9, -208
+    .cfi_offset d10, -192
+    .cfi_offset d11, -176
+    .cfi_offset d12, -160
+    .cfi_offset d13, -144
+    .cfi_offset d14, -128
+    .cfi_offset d15, -112
+    .cfi_offset x19, -96
+    .cfi_offset x20, -88
+    .cfi_offset x21, -80
+    .cfi_offset x22, -72
+    .cfi_offset x23, -64
+    .cfi_offset x24, -56
+    .cfi_offset x25, -48
+    .cfi_offset x26, -40
+    .cfi_offset x27, -32
+    .cfi_offset x28, -24
+    .cfi_offset x29, -16
+    .cfi_offset x30, -8
+    blr     x1
+    .cfi_restore_state
+    ldr     x19, [sp, #16]
+    .cfi_restore x19
+    ldp     x29, x30, [sp], #32
+    .cfi_restore x29
+    .cfi_restore x30
+    .cfi_def_cfa_offset 0
+    CHECK_LR
+    ret
+    .cfi_endproc
+    .size   coil__ctx_visit, . - coil__ctx_visit
+
     .globl  coil__ctx_sign
     .hidden coil__ctx_sign
     .type   coil__ctx_sign, %function

@@ -1,5 +1,5 @@
-/* The switch between two stacks: what a port supplies. It adds one .S with coil__ctx_jump and
- * coil__ctx_start, and below coil__ctx_swap and the layout of a stack's first frame; no other file knows
+/* The switch between two stacks: what a port supplies. It adds one .S with coil__ctx_jump, coil__ctx_start
+ * and coil__ctx_visit, and below coil__ctx_swap and the layout of a stack's first frame; no other file knows
  * which processor this is.
  *
  * Floating-point control words (MXCSR and the x87 control word; FPCR) are not part of a context: they belong
@@ -36,6 +36,10 @@ void coil__ctx_start(void);
 /* Does the work of coil__ctx_swap: saves, changes stacks, and jumps on. Entered by a jump, with the address
  * to come back to in a register. */
 void coil__ctx_jump(void);
+
+/* Calls fn(arg) on the caller's stack, but to an unwinder it looks as if the context saved at sp, which is
+ * not running, had made the call: its frames follow. */
+void coil__ctx_visit(void *sp, void (*fn)(void *arg), void *arg);
 
 /* coil__ctx_swap(save, to) saves the callee-saved registers on the current stack, stores the stack pointer in
  * *save, and goes on where the context `to` was saved.

@@ -1,4 +1,4 @@
-/* The context switch for x86-64, System V ABI. See ctx.h for what the two symbols promise.
+/* The context switch for x86-64, System V ABI. See ctx.h for what the symbols promise.
  *
  * The switch leaves by an indirect jump. A `ret` to another stack's caller is always mispredicted, because
  * the processor's return stack still expects the caller on the old one: 8.8 ns against 2.9. It is entered by a
@@ -89,6 +89,38 @@ coil__ctx_start:
 1:  ud2
     .cfi_endproc
     .size   coil__ctx_trampoline, . - coil__ctx_trampoline
+
+    /* During the call the tables say that the caller is the context saved at %rbx, by the layout of
+     * coil__ctx_jump. */
+    .globl  coil__ctx_visit
+    .hidden coil__ctx_visit
+    .type   coil__ctx_visit, @function
+    .p2align 4
+coil__ctx_visit:
+    .cfi_startproc
+    endbr64
+    pushq   %rbx
+    .cfi_adjust_cfa_offset 8
+    .cfi_rel_offset %rbx, 0
+    movq    %rdi, %rbx
+    movq    %rdx, %rdi
+    .cfi_remember_state
+    .cfi_def_cfa %rbx, 56
+    .cfi_offset %rip, -8
+    .cfi_offset %rbp, -16
+    .cfi_offset %rbx, -24
+    .cfi_offset %r12, -32
+    .cfi_offset %r13, -40
+    .cfi_offset %r14, -48
+    .cfi_offset %r15, -56
+    call    *%rsi
+    .cfi_restore_state
+    popq    %rbx
+    .cfi_adjust_cfa_offset -8
+    .cfi_restore %rbx
+    ret
+    .cfi_endproc
+    .size   coil__ctx_visit, . - coil__ctx_visit
 
     /* Indirect branch tracking is supported. Shadow stacks are not, and leaving that bit out makes the linker
      * leave it out of the whole program, so that the kernel never turns them on. */

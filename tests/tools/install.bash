@@ -60,6 +60,7 @@ install_missing() {
     want pkg-config command -v pkg-config
     want liburing-dev pkg-config --exists 'liburing >= 2.3'
     want libcriterion-dev pkg-config --exists criterion
+    want libdw-dev pkg-config --exists libdw
     if [ "$1" != base ]; then
         want gcc-aarch64-linux-gnu command -v aarch64-linux-gnu-gcc
         want qemu-system-x86 command -v qemu-system-x86_64

@@ -1,0 +1,384 @@
+#include "symbols.h"
+
+#include <dlfcn.h>
+#include <elf.h>
+#include <fcntl.h>
+#include <link.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#ifdef COIL__HAVE_LIBDW
+#include <dwarf.h>
+#include <elfutils/libdwfl.h>
+#endif
+
+enum { OBJECTS_MAX = 64, CACHE_SIZE = 256, INLINED_MAX = 8, PATH_BYTES = 256 };
+
+/* The program or a library. */
+struct object {
+    char path[PATH_BYTES];
+    const char *name;
+    uintptr_t bias;
+    const unsigned char *image; /* the mapped file; NULL: it can't be read */
+    size_t image_bytes;
+#ifdef COIL__HAVE_LIBDW
+    Dwfl_Module *module; /* NULL: libdw doesn't know it */
+#endif
+};
+
+struct answer {
+    uintptr_t at; /* the address looked up; 0: none */
+    int count;
+    struct coil__symbol symbols[INLINED_MAX];
+};
+
+struct coil__symbols {
+    struct object objects[OBJECTS_MAX];
+    int object_count;
+#ifdef COIL__HAVE_LIBDW
+    Dwfl *dwfl; /* NULL: without libdw */
+#endif
+    struct answer cache[CACHE_SIZE];
+};
+
+/* ---- coil's own ---- */
+
+/* A public function may have been left by a jump to one that only its file knows, so names do not tell all:
+ * the names of coil's source files do, between blanks. */
+static bool is_ours(const char *function, const char *file) {
+    char needle[PATH_BYTES];
+    if (function && strncmp(function, "coil_", 5) == 0) return true;
+    if (!file) return false;
+    const char *slash = strrchr(file, '/');
+    int n = snprintf(needle, sizeof needle, " %s ", slash ? slash + 1 : file);
+    return n > 2 && n < (int)sizeof needle && strstr(COIL__SOURCE_NAMES, needle);
+}
+
+/* ---- symbol tables ---- */
+
+static const void *part(const struct object *o, uint64_t offset, uint64_t bytes) {
+    if (offset > o->image_bytes || bytes > o->image_bytes - offset) return NULL;
+    return o->image + offset;
+}
+
+/* The section of that kind; NULL: there is none, or the file is no sound one. */
+static const Elf64_Shdr *section(const struct object *o, uint32_t type, const Elf64_Shdr **all,
+                                 unsigned *count) {
+    const Elf64_Ehdr *e = part(o, 0, sizeof *e);
+    if (!e || memcmp(e->e_ident, ELFMAG, SELFMAG) != 0 || e->e_ident[EI_CLASS] != ELFCLASS64) return NULL;
+    if (e->e_shentsize != sizeof **all || e->e_shoff % _Alignof(Elf64_Shdr)) return NULL;
+    *count = e->e_shnum;
+    *all = part(o, e->e_shoff, (uint64_t)e->e_shnum * sizeof **all);
+    for (unsigned i = 0; *all && i < *count; i++) {
+        if ((*all)[i].sh_type == type) return &(*all)[i];
+    }
+    return NULL;
+}
+
+struct table {
+    const Elf64_Sym *at;
+    size_t count;
+    const char *names;
+    size_t names_bytes; /* the last one is zero */
+};
+
+static bool table_of(const struct object *o, uint32_t type, struct table *t) {
+    const Elf64_Shdr *all = NULL;
+    unsigned count = 0;
+    const Elf64_Shdr *s = section(o, type, &all, &count);
+    if (!s || s->sh_link >= count || s->sh_offset % _Alignof(Elf64_Sym)) return false;
+    const Elf64_Shdr *names = &all[s->sh_link];
+    t->at = part(o, s->sh_offset, s->sh_size);
+    t->count = s->sh_size / sizeof *t->at;
+    t->names = part(o, names->sh_offset, names->sh_size);
+    t->names_bytes = names->sh_size;
+    return t->at && t->names && t->names_bytes && t->names[t->names_bytes - 1] == '\0';
+}
+
+static const char *name_of(const struct table *t, const Elf64_Sym *s) {
+    return s->st_name < t->names_bytes ? t->names + s->st_name : "";
+}
+
+/* The function around `at`, an address as in the file. Of several names, a global one. */
+static bool find_in_table(const struct table *t, uintptr_t at, struct coil__symbol *out) {
+    const char *file = NULL;
+    bool global = false;
+    for (size_t i = 0; i < t->count; i++) {
+        const Elf64_Sym *s = &t->at[i];
+        unsigned type = ELF64_ST_TYPE(s->st_info);
+        if (type == STT_FILE) file = name_of(t, s);
+        if (type != STT_FUNC || s->st_shndx == SHN_UNDEF) continue;
+        if (at - s->st_value >= MAX(s->st_size, 1u) || (out->function && global)) continue;
+        global = ELF64_ST_BIND(s->st_info) != STB_LOCAL;
+        out->function = name_of(t, s);
+        out->offset = at - s->st_value;
+        out->ours = is_ours(out->function, global ? NULL : file);
+    }
+    return out->function != NULL;
+}
+
+static void find_by_tables(const struct object *o, uintptr_t at, struct coil__symbol *out) {
+    struct table t;
+    *out = (struct coil__symbol){.object = o->name, .offset = at - o->bias};
+    if (table_of(o, SHT_SYMTAB, &t) && find_in_table(&t, at - o->bias, out)) return;
+    if (table_of(o, SHT_DYNSYM, &t)) find_in_table(&t, at - o->bias, out);
+}
+
+/* ---- libdw ---- */
+
+#ifdef COIL__HAVE_LIBDW
+
+/* A static program has no dlopen, and must not get one by this. */
+#pragma weak dlopen
+#pragma weak dlsym
+
+#define LIBDW_CALLS(X)                                                                                      \
+    X(dwfl_begin)                                                                                           \
+    X(dwfl_end)                                                                                             \
+    X(dwfl_report_begin_add)                                                                                \
+    X(dwfl_report_elf)                                                                                      \
+    X(dwfl_report_end)                                                                                      \
+    X(dwfl_module_addrdie)                                                                                  \
+    X(dwfl_module_getsrc)                                                                                   \
+    X(dwfl_lineinfo)                                                                                        \
+    X(dwfl_build_id_find_debuginfo) X(dwarf_getscopes) X(dwarf_getscopes_die) X(dwarf_tag) X(dwarf_diename) \
+        X(dwarf_attr_integrate) X(dwarf_formudata) X(dwarf_getsrcfiles) X(dwarf_filesrc)
+
+#define FIELD(f) __typeof__(&(f)) f;
+static struct { LIBDW_CALLS(FIELD) } dw;
+static bool dw_there;
+
+static void load_libdw(void) {
+    void *lib = dlopen && dlsym ? dlopen("libdw.so.1", RTLD_NOW | RTLD_LOCAL) : NULL;
+    bool all = lib != NULL;
+    /* A function's address comes as a pointer to data. */
+#define LOAD(f)                                   \
+    if (all) {                                    \
+        *(void **)(void *)&dw.f = dlsym(lib, #f); \
+        all = dw.f != NULL;                       \
+    }
+    LIBDW_CALLS(LOAD)
+    dw_there = all;
+}
+
+bool coil__symbols_lines(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, load_libdw);
+    return dw_there;
+}
+
+/* Debugging information that was split off is looked for on this machine alone: the standard way would ask
+ * servers for it. */
+static void open_libdw(struct coil__symbols *s) {
+    static Dwfl_Callbacks callbacks;
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    if (!coil__symbols_lines()) return;
+    pthread_mutex_lock(&lock);
+    callbacks.find_debuginfo = dw.dwfl_build_id_find_debuginfo;
+    pthread_mutex_unlock(&lock);
+    s->dwfl = dw.dwfl_begin(&callbacks);
+}
+
+static void close_libdw(struct coil__symbols *s) {
+    if (s->dwfl) dw.dwfl_end(s->dwfl);
+}
+
+static void introduce(struct coil__symbols *s, struct object *o) {
+    if (!s->dwfl || !o->image) return;
+    dw.dwfl_report_begin_add(s->dwfl);
+    o->module = dw.dwfl_report_elf(s->dwfl, o->name, o->path, -1, o->bias, true);
+    dw.dwfl_report_end(s->dwfl, NULL, NULL);
+}
+
+static Dwarf_Word number(Dwarf_Die *die, unsigned attribute) {
+    Dwarf_Attribute a;
+    Dwarf_Word v = 0;
+    return dw.dwarf_attr_integrate(die, attribute, &a) && dw.dwarf_formudata(&a, &v) == 0 ? v : 0;
+}
+
+/* From the innermost scope outwards: each function that was put into another one says from which line. */
+static int take_scopes(Dwarf_Die *scopes, int n, struct coil__symbol *where, struct answer *a) {
+    Dwarf_Die *unit = &scopes[n - 1];
+    Dwarf_Files *files = NULL;
+    const char *unit_name = dw.dwarf_diename(unit);
+    if (dw.dwarf_getsrcfiles(unit, &files, NULL) != 0) files = NULL;
+    a->count = 0;
+    for (int i = 0; i < n && a->count < INLINED_MAX; i++) {
+        int tag = dw.dwarf_tag(&scopes[i]);
+        if (tag != DW_TAG_inlined_subroutine && tag != DW_TAG_subprogram) continue;
+        struct coil__symbol *sym = &a->symbols[a->count++];
+        *sym = *where;
+        const char *name = dw.dwarf_diename(&scopes[i]);
+        if (name) sym->function = name;
+        sym->ours = is_ours(sym->function, unit_name);
+        if (tag == DW_TAG_subprogram) break;
+        Dwarf_Word file = number(&scopes[i], DW_AT_call_file);
+        where->file = files ? dw.dwarf_filesrc(files, file, NULL, NULL) : NULL;
+        where->line = (int)number(&scopes[i], DW_AT_call_line);
+    }
+    return a->count;
+}
+
+/* The scopes around an address are those of the abstract function from the first inlined one on; those around
+ * a scope are as the code lies. */
+static bool find_by_libdw(const struct object *o, struct answer *a) {
+    Dwarf_Addr bias;
+    Dwarf_Die *scopes = NULL, *around = NULL;
+    struct coil__symbol where = a->symbols[0];
+    Dwarf_Die *unit = o->module ? dw.dwfl_module_addrdie(o->module, a->at, &bias) : NULL;
+    if (!unit) return false;
+    Dwfl_Line *line = dw.dwfl_module_getsrc(o->module, a->at);
+    if (line) where.file = dw.dwfl_lineinfo(line, NULL, &where.line, NULL, NULL, NULL);
+    int n = dw.dwarf_getscopes(unit, a->at - bias, &scopes), m = 0;
+    if (n > 0) m = dw.dwarf_getscopes_die(&scopes[0], &around);
+    bool found = m > 0 && take_scopes(around, m, &where, a) > 0;
+    if (n > 0) free(scopes);
+    if (m > 0) free(around);
+    return found;
+}
+
+#else
+
+bool coil__symbols_lines(void) {
+    return false;
+}
+
+static void open_libdw(struct coil__symbols *s) {
+    (void)s;
+}
+
+static void close_libdw(struct coil__symbols *s) {
+    (void)s;
+}
+
+static void introduce(struct coil__symbols *s, struct object *o) {
+    (void)s;
+    (void)o;
+}
+
+static bool find_by_libdw(const struct object *o, struct answer *a) {
+    (void)o;
+    (void)a;
+    return false;
+}
+
+#endif
+
+/* ---- objects ---- */
+
+static void map_image(struct object *o) {
+    struct stat st;
+    int fd = open(o->path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return;
+    if (fstat(fd, &st) == 0 && st.st_size > 0) {
+        void *m = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (m != MAP_FAILED) {
+            o->image = m;
+            o->image_bytes = (size_t)st.st_size;
+        }
+    }
+    close(fd);
+}
+
+static void set_path(struct object *o, const char *path) {
+    if (*path) {
+        snprintf(o->path, sizeof o->path, "%s", path);
+    } else {
+        ssize_t n = readlink("/proc/self/exe", o->path, sizeof o->path - 1);
+        o->path[MAX(n, 0)] = '\0';
+    }
+    const char *slash = strrchr(o->path, '/');
+    o->name = slash ? slash + 1 : o->path;
+}
+
+struct search {
+    uintptr_t at, bias;
+    char path[PATH_BYTES];
+};
+
+static int look_into(struct dl_phdr_info *info, size_t size, void *arg) {
+    (void)size;
+    struct search *s = arg;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *h = &info->dlpi_phdr[i];
+        if (h->p_type != PT_LOAD || s->at - (info->dlpi_addr + h->p_vaddr) >= h->p_memsz) continue;
+        s->bias = info->dlpi_addr;
+        snprintf(s->path, sizeof s->path, "%s", info->dlpi_name ? info->dlpi_name : "");
+        return 1;
+    }
+    return 0;
+}
+
+/* The object around an address; NULL: there is none. */
+static struct object *object_at(struct coil__symbols *s, uintptr_t at) {
+    struct search found = {.at = at};
+    if (!dl_iterate_phdr(look_into, &found)) return NULL;
+    struct object *o = s->objects, *end = o + s->object_count;
+    for (; o < end; o++) {
+        if (o->bias == found.bias) return o;
+    }
+    if (s->object_count == OBJECTS_MAX) return NULL;
+    s->object_count++;
+    o->bias = found.bias;
+    set_path(o, found.path);
+    map_image(o);
+    introduce(s, o);
+    return o;
+}
+
+/* ---- the calls ---- */
+
+struct coil__symbols *coil__symbols_open(void) {
+    struct coil__symbols *s = calloc(1, sizeof *s);
+    if (s) open_libdw(s);
+    return s;
+}
+
+void coil__symbols_close(struct coil__symbols *s) {
+    if (!s) return;
+    close_libdw(s);
+    for (int i = 0; i < s->object_count; i++) {
+        struct object *o = &s->objects[i];
+        if (o->image) munmap((void *)(uintptr_t)o->image, o->image_bytes);
+    }
+    free(s);
+}
+
+static struct answer *answer_for(struct coil__symbols *s, uintptr_t at) {
+    struct answer *a = &s->cache[(at * UINT64_C(0x9e3779b97f4a7c15)) >> 56];
+    if (a->at == at) return a;
+    *a = (struct answer){.at = at, .count = 1, .symbols = {{.offset = at}}};
+    struct object *o = object_at(s, at);
+    if (!o) return a;
+    find_by_tables(o, at, &a->symbols[0]);
+    if (!find_by_libdw(o, a)) a->count = 1;
+    return a;
+}
+
+int coil__symbols_find(struct coil__symbols *s, const void *pc, const struct coil__symbol **out) {
+    static _Thread_local struct coil__symbol plain;
+    uintptr_t at = (uintptr_t)pc - 1;
+    if (!s) {
+        plain = (struct coil__symbol){.offset = at};
+        *out = &plain;
+        return 1;
+    }
+    const struct answer *a = answer_for(s, at);
+    *out = a->symbols;
+    return a->count;
+}
+
+void coil__symbol_print(FILE *out, const struct coil__symbol *sym) {
+    const char *what = sym->function ? sym->function : sym->object;
+    if (!what) {
+        fprintf(out, "0x%jx", (uintmax_t)sym->offset);
+    } else if (sym->file && sym->function) {
+        fprintf(out, "%s at %s:%d", what, sym->file, sym->line);
+    } else {
+        fprintf(out, "%s+0x%jx", what, (uintmax_t)sym->offset);
+    }
+}
