@@ -66,10 +66,8 @@ static short events_of(const coil_case *c) {
     return (short)c->arg[1];
 }
 
-/* poll(2) skips negative descriptors. */
 static bool fd_ready(const struct coil__task *t, coil_case *c) {
-    int fd = fd_of(c);
-    c->result = fd < 0 ? -EBADF : t->sched->driver->sys->poll(fd, events_of(c));
+    c->result = t->sched->driver->sys->poll(fd_of(c), events_of(c));
     return c->result != 0;
 }
 

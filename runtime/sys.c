@@ -84,10 +84,11 @@ static int sys_file_type(int fd) {
     return (int)(st.st_mode & S_IFMT);
 }
 
+/* poll(2) skips negative descriptors, and tells of closed ones as if they were ready. */
 static int sys_poll(int fd, short events) {
     struct pollfd p = {.fd = fd, .events = events};
     if (poll(&p, 1, 0) < 0) return -errno;
-    return p.revents & POLLNVAL ? -EBADF : p.revents;
+    return fd < 0 || p.revents & POLLNVAL ? -EBADF : p.revents;
 }
 
 static ssize_t sys_recv(int fd, void *buf, size_t n, int flags) {
