@@ -29,7 +29,11 @@ static int produce(void *arg) {
 
 static int receive(struct way *w) {
     char item[ITEM_MAX];
-    return coil_chan_recv(&w->c[0], item);
+    coil_case cases[CHANS_MAX];
+    if (w->chans == 0) return coil_chan_recv(&w->c[0], item);
+    for (size_t i = 0; i < w->chans; i++)
+        cases[i] = coil_on_recv(&w->c[i], item);
+    return coil_select(cases, w->chans);
 }
 
 static int consume(void *arg) {
@@ -76,6 +80,10 @@ int main(int argc, char **argv) {
     row(&m, "unbuffered, 64 bytes", (struct way){.item_size = 64});
     row(&m, "buffer of 1, 8 bytes", (struct way){.item_size = 8, .capacity = 1});
     row(&m, "buffer of 64, 8 bytes", (struct way){.item_size = 8, .capacity = 64});
+    row(&m, "select of 2, unbuffered, 8 bytes", (struct way){.item_size = 8, .chans = 2});
+    row(&m, "select of 8, unbuffered, 8 bytes", (struct way){.item_size = 8, .chans = 8});
+    row(&m, "select of 2, buffers of 64, 8 bytes", (struct way){.item_size = 8, .capacity = 64, .chans = 2});
+    row(&m, "select of 8, buffers of 64, 8 bytes", (struct way){.item_size = 8, .capacity = 64, .chans = 8});
     micro_end(&m);
     return 0;
 }
