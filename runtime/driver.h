@@ -126,7 +126,8 @@ struct coil__sys {
     int (*close)(int fd);
     int (*get_flags)(int fd); /* F_GETFL */
     int (*set_flags)(int fd, int flags);
-    int (*file_type)(int fd); /* S_IFMT bits of its mode */
+    int (*file_type)(int fd);          /* S_IFMT bits of its mode */
+    int (*poll)(int fd, short events); /* what it is ready for now; 0: for none of them */
     ssize_t (*recv)(int fd, void *buf, size_t n, int flags);
     ssize_t (*send)(int fd, const void *buf, size_t n, int flags);
     ssize_t (*recvmsg)(int fd, struct msghdr *m, int flags);

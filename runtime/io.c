@@ -14,8 +14,7 @@
 static int wait_ready(struct coil__task *t, int fd, short events, int64_t until_ns) {
     struct coil__op op;
     coil__op_init(&op);
-    coil__op_prep(&op, IORING_OP_POLL_ADD, fd, NULL, 0, 0);
-    op.req.sqe.poll32_events = coil__poll_mask(events);
+    coil__op_prep_poll(&op, fd, events);
     return coil__op_call(t, &op, "poll", until_ns);
 }
 

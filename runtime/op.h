@@ -34,6 +34,12 @@ static inline uint32_t coil__poll_mask(short events) {
 
 void coil__op_prep(struct coil__op *op, uint8_t opcode, int fd, const void *addr, uint32_t len, uint64_t off);
 
+/* One readiness of fd. */
+static inline void coil__op_prep_poll(struct coil__op *op, int fd, short events) {
+    coil__op_prep(op, IORING_OP_POLL_ADD, fd, NULL, 0, 0);
+    op->req.sqe.poll32_events = coil__poll_mask(events);
+}
+
 /* Begins the request; it goes in at the turn's end. 0, or -ENOMEM and nothing was begun. */
 int coil__op_begin(struct coil__worker *w, struct coil__op *op);
 /* Asks for its end. The terminal completion still comes, at once where the kernel has not seen the request

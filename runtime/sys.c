@@ -3,6 +3,7 @@
 #include "threads.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <sys/random.h>
 #include <sys/stat.h>
@@ -83,6 +84,13 @@ static int sys_file_type(int fd) {
     return (int)(st.st_mode & S_IFMT);
 }
 
+/* poll(2) skips negative descriptors, and tells of closed ones as if they were ready. */
+static int sys_poll(int fd, short events) {
+    struct pollfd p = {.fd = fd, .events = events};
+    if (poll(&p, 1, 0) < 0) return -errno;
+    return fd < 0 || p.revents & POLLNVAL ? -EBADF : p.revents;
+}
+
 static ssize_t sys_recv(int fd, void *buf, size_t n, int flags) {
     ssize_t r = recv(fd, buf, n, flags | MSG_DONTWAIT);
     return r < 0 ? -errno : r;
@@ -129,6 +137,7 @@ const struct coil__sys coil__sys_linux = {
     .get_flags = sys_get_flags,
     .set_flags = sys_set_flags,
     .file_type = sys_file_type,
+    .poll = sys_poll,
     .recv = sys_recv,
     .send = sys_send,
     .recvmsg = sys_recvmsg,

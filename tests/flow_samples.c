@@ -355,6 +355,33 @@ Test(flow_samples, a_client_whose_server_hangs_up_says_so) {
     close(listening);
 }
 
+/* ---- producer_consumer ---- */
+
+Test(flow_samples, producers_and_consumers_share_a_channel_and_lose_nothing) {
+    struct program p = start("producer_consumer", NULL);
+    finish(&p);
+    cr_expect(ended_with(&p, 0), "status %#x: %s", (unsigned)p.status, p.complaint);
+    cr_expect_str_eq(p.complaint, "");
+    cr_expect_str_eq(p.text, "Anna: item 1 is on its way\n"
+                             "Anna: item 2 is on its way\n"
+                             "Anna: item 3 is on its way\n"
+                             "Anna: item 4 is on its way\n"
+                             "Cleo: has item 1 of Anna\n"
+                             "Cleo: has item 3 of Anna\n"
+                             "Cleo: has item 4 of Anna\n"
+                             "Cleo: has item 1 of Bert\n"
+                             "Dora: has item 2 of Anna\n"
+                             "Bert: item 1 is on its way\n"
+                             "Bert: item 2 is on its way\n"
+                             "Bert: item 3 is on its way\n"
+                             "Bert: item 4 is on its way\n"
+                             "Cleo: has item 2 of Bert\n"
+                             "Cleo: has item 4 of Bert\n"
+                             "Dora: has item 3 of Bert\n"
+                             "Cleo: done, 6 items\n"
+                             "Dora: done, 2 items\n");
+}
+
 /* ---- their size ---- */
 
 static int lines_of(const char *path) {

@@ -104,6 +104,10 @@ Test(sys, flags_and_types_of_descriptors) {
     cr_expect_eq(sys->file_type(p[0]), S_IFIFO);
     cr_expect_eq(sys->file_type(s), S_IFSOCK);
     cr_expect_eq(sys->file_type(dir), S_IFDIR);
+    cr_expect_eq(sys->poll(p[0], POLLIN), 0);
+    cr_expect_eq(sys->poll(p[1], POLLOUT), POLLOUT);
+    cr_expect_eq(write(p[1], "x", 1), 1);
+    cr_expect_eq(sys->poll(p[0], POLLIN | POLLOUT), POLLIN);
     close(p[0]);
     close(p[1]);
     close(s);
@@ -129,6 +133,8 @@ Test(sys, every_error_is_a_negative_errno) {
     cr_expect_eq(sys->get_flags(-1), -EBADF);
     cr_expect_eq(sys->set_flags(-1, 0), -EBADF);
     cr_expect_eq(sys->file_type(-1), -EBADF);
+    cr_expect_eq(sys->poll(-1, POLLIN), -EBADF);
+    cr_expect_eq(sys->poll(1 << 20, POLLIN), -EBADF);
     cr_expect_eq(sys->recv(-1, buf, 4, 0), -EBADF);
     cr_expect_eq(sys->send(-1, buf, 4, 0), -EBADF);
     cr_expect_eq(sys->sendmsg(-1, &m, 0), -EBADF);

@@ -46,12 +46,14 @@
 #ifndef COIL_H
 #define COIL_H
 
+#include "chan.h"
 #include "core.h"
 #include "debug.h"
 #include "group.h"
 #include "io.h"
 #include "net.h"
 #include "runtime.h"
+#include "select.h"
 #include "signal.h"
 #include "stream.h"
 #include "sync.h"
