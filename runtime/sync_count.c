@@ -205,7 +205,7 @@ int coil_barrier_wait(coil_barrier *barrier) {
 
 struct once {
     struct coil__list line;
-    coil_task runner; /* who runs its function; gen 0: nobody */
+    struct coil__owner runner; /* who runs its function; gen 0: nobody */
     uint64_t done;
 };
 
@@ -215,14 +215,16 @@ enum { IS_DONE, RUN_YOURS }; /* what one that waits is told */
 
 static const struct coil__task *once_runner(const struct coil__wait *w, const struct coil__task *after) {
     const struct coil__list *line = CONTAINER_OF(w, struct coil__line_wait, wait)->line;
-    return coil__holder(w, CONTAINER_OF(line, struct once, line)->runner, after);
+    return coil__owner_blocks(w, &CONTAINER_OF(line, struct once, line)->runner, after);
 }
 
 /* The runner's function has failed: the next one is to run its own. */
 static void pass_on(struct once *o) {
     struct coil__waiter *e = coil__line_pop(&o->line);
-    o->runner = e ? coil__task_handle(CONTAINER_OF(e, struct coil__wait, entry)->task) : (coil_task){0};
-    if (e) coil__waiter_ready(e, RUN_YOURS);
+    o->runner.gen = 0;
+    if (!e) return;
+    o->runner = coil__owner(coil__waiter_task(e));
+    coil__waiter_ready(e, RUN_YOURS);
 }
 
 static int run_once(struct once *o, coil_fn *fn, void *arg) {
@@ -232,7 +234,7 @@ static int run_once(struct once *o, coil_fn *fn, void *arg) {
         return err;
     }
     o->done = 1;
-    o->runner = (coil_task){0};
+    o->runner.gen = 0;
     tell_all(&o->line);
     return 0;
 }
@@ -255,16 +257,16 @@ int coil_once_do(coil_once *once, coil_fn *fn, void *arg) {
         coil__charge(t);
         return 0;
     }
-    if (o->runner.gen && o->runner.worker != t->sched->worker) {
-        coil__sync_foreign(o->runner.worker, "coil_once_do");
-        o->runner = (coil_task){0};
+    if (o->runner.gen && coil__owner_worker(&o->runner) != t->sched->worker) {
+        coil__sync_foreign(coil__owner_worker(&o->runner), "coil_once_do");
+        o->runner.gen = 0;
     }
-    if (coil__holds(o->runner, t)) return -EDEADLK;
+    if (coil__owns(&o->runner, t)) return -EDEADLK;
     if (o->runner.gen) {
         turn = wait_once(o, t);
         return turn == RUN_YOURS ? run_once(o, fn, arg) : turn;
     }
-    o->runner = coil__task_handle(t);
+    o->runner = coil__owner(t);
     err = run_once(o, fn, arg);
     coil__charge(t);
     return err;
