@@ -20,7 +20,7 @@ void coil__sync_foreign(uint32_t number, const char *call) {
 
 struct mutex {
     struct coil__list line;
-    coil_task owner; /* gen 0: it is free, and nobody waits */
+    struct coil__owner owner; /* gen 0: it is free, and nobody waits */
 };
 
 _Static_assert(sizeof(struct mutex) == sizeof(coil_mutex), "a mutex fits its public type");
@@ -31,21 +31,21 @@ static struct mutex *mutex_inner(coil_mutex *m) {
 
 static const struct coil__task *mutex_owner(const struct coil__wait *w, const struct coil__task *after) {
     const struct coil__list *line = CONTAINER_OF(w, struct coil__line_wait, wait)->line;
-    return coil__holder(w, CONTAINER_OF(line, struct mutex, line)->owner, after);
+    return coil__owner_blocks(w, &CONTAINER_OF(line, struct mutex, line)->owner, after);
 }
 
 /* Makes t the owner where the mutex is free. */
 static inline bool take(struct mutex *m, const struct coil__task *t) {
     if (UNLIKELY(m->owner.gen)) return false;
-    m->owner = coil__task_handle(t);
+    m->owner = coil__owner(t);
     return true;
 }
 
 /* It is not free: t gets it all the same where its owner's run has ended. */
 COLD static bool take_from_the_past(struct mutex *m, const struct coil__task *t, const char *call) {
-    if (m->owner.worker == t->sched->worker) return false;
-    coil__sync_foreign(m->owner.worker, call);
-    m->owner = coil__task_handle(t);
+    if (coil__owner_worker(&m->owner) == t->sched->worker) return false;
+    coil__sync_foreign(coil__owner_worker(&m->owner), call);
+    m->owner = coil__owner(t);
     return true;
 }
 
@@ -55,21 +55,25 @@ COLD static int wait_for_mutex(struct mutex *m, struct coil__task *t, const char
         .wait = {.abort = coil__line_abort, .what = "mutex", .fd = -1, .on = m, .blocker = mutex_owner},
         .line = &m->line};
     if (take_from_the_past(m, t, call)) return 0;
-    if (coil__holds(m->owner, t)) return -EDEADLK;
+    if (coil__owns(&m->owner, t)) return -EDEADLK;
     if (!always) return coil__line_park(t, &w);
     coil__line_push(w.line, &w.wait.entry);
     coil__park_always(t, &w.wait);
     return 0;
 }
 
-static inline void hand_over(struct mutex *m) {
+static __attribute__((noinline)) void hand_over(struct mutex *m) {
     struct coil__waiter *e = coil__line_pop(&m->line);
-    if (LIKELY(!e)) {
-        m->owner.gen = 0;
-        return;
-    }
-    m->owner = coil__task_handle(CONTAINER_OF(e, struct coil__wait, entry)->task);
+    m->owner = coil__owner(coil__waiter_task(e));
     coil__waiter_ready(e, 0);
+}
+
+static inline void let_go(struct mutex *m) {
+    if (LIKELY(!coil__line_any(&m->line))) {
+        m->owner.gen = 0;
+    } else {
+        hand_over(m);
+    }
 }
 
 int coil_mutex_lock(coil_mutex *mutex) {
@@ -90,17 +94,17 @@ int coil_mutex_trylock(coil_mutex *mutex) {
 
 _Noreturn COLD static void not_the_owner(const struct mutex *m, const struct coil__task *t,
                                          const char *call) {
-    if (m->owner.gen && m->owner.worker == t->sched->worker)
+    if (m->owner.gen && coil__owner_worker(&m->owner) == t->sched->worker)
         MISUSE(call, "called by a task that does not own the mutex");
-    if (m->owner.gen) coil__sync_foreign(m->owner.worker, call);
+    if (m->owner.gen) coil__sync_foreign(coil__owner_worker(&m->owner), call);
     MISUSE(call, "the mutex is not locked");
 }
 
 void coil_mutex_unlock(coil_mutex *mutex) {
     const struct coil__task *t = coil__current("coil_mutex_unlock");
     struct mutex *m = mutex_inner(mutex);
-    if (UNLIKELY(!coil__holds(m->owner, t))) not_the_owner(m, t, "coil_mutex_unlock");
-    hand_over(m);
+    if (UNLIKELY(!coil__owns(&m->owner, t))) not_the_owner(m, t, "coil_mutex_unlock");
+    let_go(m);
 }
 
 /* ---- conditions ---- */
@@ -118,9 +122,9 @@ int coil_cond_wait(coil_cond *cond, coil_mutex *mutex) {
     struct coil__task *t = coil__current("coil_cond_wait");
     struct cond *c = (struct cond *)(void *)cond;
     struct mutex *m = mutex_inner(mutex);
-    if (UNLIKELY(!coil__holds(m->owner, t))) not_the_owner(m, t, "coil_cond_wait");
+    if (UNLIKELY(!coil__owns(&m->owner, t))) not_the_owner(m, t, "coil_cond_wait");
     coil__line_check(&c->line, (uint32_t)c->worker, "coil_cond_wait");
-    hand_over(m);
+    let_go(m);
     int err = coil__admit(t);
     if (!err) {
         c->worker = t->sched->worker;
@@ -155,7 +159,8 @@ void coil_cond_broadcast(coil_cond *cond) {
 
 struct rwlock {
     struct coil__list line; /* an entry's item: NULL for a reader, anything else for a writer */
-    coil_task holder;       /* gen: the writer's, 0: there is none. worker: whose it is, also with readers */
+    struct coil__owner
+        holder; /* gen: the writer's, 0: there is none. worker: whose it is, also with readers */
     uint64_t readers;
     uint64_t marks; /* the sum of the readers' marks */
 };
@@ -170,9 +175,9 @@ static uint64_t mark(const struct coil__task *t) {
 /* The lock, which belongs to this worker from now on. */
 static struct rwlock *rwlock_for(coil_rwlock *lock, const struct coil__task *t, const char *call) {
     struct rwlock *l = (struct rwlock *)(void *)lock;
-    if (UNLIKELY(l->holder.worker != t->sched->worker)) {
-        if (l->readers || l->holder.gen) coil__sync_foreign(l->holder.worker, call);
-        *l = (struct rwlock){.holder = {.worker = t->sched->worker}};
+    if (UNLIKELY(coil__owner_worker(&l->holder) != t->sched->worker)) {
+        if (l->readers || l->holder.gen) coil__sync_foreign(coil__owner_worker(&l->holder), call);
+        *l = (struct rwlock){.holder = {.where = coil__where(t)}};
     }
     return l;
 }
@@ -189,11 +194,11 @@ static bool only_reader(const struct rwlock *l, const struct coil__task *t) {
 /* Lets those in that may go in, from the head of the line. */
 static void admit_line(struct rwlock *l) {
     for (struct coil__waiter *e; !l->holder.gen && (e = coil__line_first(&l->line));) {
-        const struct coil__task *t = CONTAINER_OF(e, struct coil__wait, entry)->task;
+        const struct coil__task *t = coil__waiter_task(e);
         if (e->item && l->readers) return;
         coil__line_leave(&l->line, e);
         if (e->item) {
-            l->holder = coil__task_handle(t);
+            l->holder = coil__owner(t);
         } else {
             let_read(l, t);
         }
@@ -210,14 +215,14 @@ static void rwlock_abort(struct coil__wait *w) {
 
 static const struct coil__task *rwlock_writer(const struct coil__wait *w, const struct coil__task *after) {
     const struct coil__list *line = CONTAINER_OF(w, struct coil__line_wait, wait)->line;
-    return coil__holder(w, CONTAINER_OF(line, struct rwlock, line)->holder, after);
+    return coil__owner_blocks(w, &CONTAINER_OF(line, struct rwlock, line)->holder, after);
 }
 
 static int wait_in_line(struct rwlock *l, struct coil__task *t, const char *what, bool to_write) {
     struct coil__line_wait w = {
         .wait = {.abort = rwlock_abort, .what = what, .fd = -1, .on = l, .blocker = rwlock_writer},
         .line = &l->line};
-    if (coil__holds(l->holder, t) || only_reader(l, t)) return -EDEADLK;
+    if (coil__owns(&l->holder, t) || only_reader(l, t)) return -EDEADLK;
     w.wait.entry.item = to_write ? l : NULL;
     return coil__line_park(t, &w);
 }
@@ -230,7 +235,7 @@ static bool try_to_read(struct rwlock *l, const struct coil__task *t) {
 
 static bool try_to_write(struct rwlock *l, const struct coil__task *t) {
     if (l->holder.gen || l->readers) return false;
-    l->holder = coil__task_handle(t);
+    l->holder = coil__owner(t);
     return true;
 }
 
@@ -268,7 +273,7 @@ void coil_rwlock_unlock(coil_rwlock *lock) {
     const struct coil__task *t = coil__current("coil_rwlock_unlock");
     struct rwlock *l = rwlock_for(lock, t, "coil_rwlock_unlock");
     if (l->holder.gen) {
-        if (UNLIKELY(!coil__holds(l->holder, t)))
+        if (UNLIKELY(!coil__owns(&l->holder, t)))
             MISUSE("coil_rwlock_unlock", "called by a task that does not hold it: another one writes");
         l->holder.gen = 0;
     } else {

@@ -67,14 +67,38 @@ static inline int coil__line_park(struct coil__task *t, struct coil__line_wait *
     return UNLIKELY(w->wait.interrupted) ? coil__stop_error(t) : 0;
 }
 
-/* Who holds an object is kept as a handle, so that nothing dangles when that task ends. */
-static inline bool coil__holds(coil_task h, const struct coil__task *t) {
-    return h.gen == t->gen && h.slot == t->slot && h.worker == t->sched->worker;
+/* Who holds an object: what its handle says, so that nothing dangles when that task ends. In two words, to be
+ * written and compared as such. */
+struct coil__owner {
+    uint64_t where; /* slot, then worker */
+    uint64_t gen;   /* 0: nobody */
+};
+
+static inline uint64_t coil__where(const struct coil__task *t) {
+    return (uint64_t)t->slot << 32 | t->sched->worker;
 }
 
-/* The blocker of a wait that one holder blocks; NULL also where that task has ended. */
-static inline const struct coil__task *coil__holder(const struct coil__wait *w, coil_task h,
-                                                    const struct coil__task *after) {
+static inline struct coil__owner coil__owner(const struct coil__task *t) {
+    return (struct coil__owner){.where = coil__where(t), .gen = t->gen};
+}
+
+static inline uint32_t coil__owner_worker(const struct coil__owner *o) {
+    return (uint32_t)o->where;
+}
+
+static inline bool coil__owns(const struct coil__owner *o, const struct coil__task *t) {
+    return o->gen == t->gen && o->where == coil__where(t);
+}
+
+/* The task of an entry that is no select's. */
+static inline struct coil__task *coil__waiter_task(struct coil__waiter *e) {
+    return CONTAINER_OF(e, struct coil__wait, entry)->task;
+}
+
+/* The blocker of a wait that one owner blocks; NULL also where that task has ended. */
+static inline const struct coil__task *
+coil__owner_blocks(const struct coil__wait *w, const struct coil__owner *o, const struct coil__task *after) {
+    coil_task h = {.worker = coil__owner_worker(o), .slot = (uint32_t)(o->where >> 32), .gen = o->gen};
     const struct coil__task *t = after ? NULL : coil__task_find(w->task->sched, h);
     return t && t->state != COIL__ENDED ? t : NULL;
 }
@@ -88,10 +112,15 @@ COLD void coil__sync_foreign(uint32_t number, const char *call);
 bool coil__event_is_set(const coil_event *e, const char *call);
 void coil__event_push(coil_event *e, struct coil__waiter *w);
 void coil__event_leave(coil_event *e, struct coil__waiter *w);
-/* Takes n permits, unless somebody stands in line or there are fewer. */
+/* Whether n permits could be taken: nobody stands in line, and there are as many. */
+bool coil__sem_can(const coil_sem *s, unsigned n, const char *call);
+/* Takes them if they can be taken. */
 bool coil__sem_try(coil_sem *s, unsigned n, const char *call);
 void coil__sem_push(coil_sem *s, struct coil__waiter *w);
-/* Those behind it may have their permits now. */
+/* Those behind the one that leaves may have their permits then: coil__sem_serve gives them. It is a step of
+ * its own, since a select has to be out of all lines before anybody is given anything: one of its other
+ * entries may stand next. */
 void coil__sem_leave(coil_sem *s, struct coil__waiter *w);
+void coil__sem_serve(coil_sem *s);
 
 #endif

@@ -33,11 +33,15 @@ static void serve(struct sem *s) {
     s->serving = false;
 }
 
-bool coil__sem_try(coil_sem *sem, unsigned n, const char *call) {
-    struct sem *s = sem_inner(sem);
+bool coil__sem_can(const coil_sem *sem, unsigned n, const char *call) {
+    const struct sem *s = (const struct sem *)(const void *)sem;
     coil__line_check(&s->line, s->worker, call);
-    if (s->permits < n || coil__line_any(&s->line)) return false;
-    s->permits -= n;
+    return s->permits >= n && !coil__line_any(&s->line);
+}
+
+bool coil__sem_try(coil_sem *sem, unsigned n, const char *call) {
+    if (!coil__sem_can(sem, n, call)) return false;
+    sem_inner(sem)->permits -= n;
     return true;
 }
 
@@ -48,9 +52,11 @@ void coil__sem_push(coil_sem *sem, struct coil__waiter *w) {
 }
 
 void coil__sem_leave(coil_sem *sem, struct coil__waiter *w) {
-    struct sem *s = sem_inner(sem);
-    coil__line_leave(&s->line, w);
-    serve(s);
+    coil__line_leave(&sem_inner(sem)->line, w);
+}
+
+void coil__sem_serve(coil_sem *sem) {
+    serve(sem_inner(sem));
 }
 
 static void acquire_abort(struct coil__wait *w) {
@@ -205,7 +211,7 @@ int coil_barrier_wait(coil_barrier *barrier) {
 
 struct once {
     struct coil__list line;
-    coil_task runner; /* who runs its function; gen 0: nobody */
+    struct coil__owner runner; /* who runs its function; gen 0: nobody */
     uint64_t done;
 };
 
@@ -215,14 +221,16 @@ enum { IS_DONE, RUN_YOURS }; /* what one that waits is told */
 
 static const struct coil__task *once_runner(const struct coil__wait *w, const struct coil__task *after) {
     const struct coil__list *line = CONTAINER_OF(w, struct coil__line_wait, wait)->line;
-    return coil__holder(w, CONTAINER_OF(line, struct once, line)->runner, after);
+    return coil__owner_blocks(w, &CONTAINER_OF(line, struct once, line)->runner, after);
 }
 
 /* The runner's function has failed: the next one is to run its own. */
 static void pass_on(struct once *o) {
     struct coil__waiter *e = coil__line_pop(&o->line);
-    o->runner = e ? coil__task_handle(CONTAINER_OF(e, struct coil__wait, entry)->task) : (coil_task){0};
-    if (e) coil__waiter_ready(e, RUN_YOURS);
+    o->runner.gen = 0;
+    if (!e) return;
+    o->runner = coil__owner(coil__waiter_task(e));
+    coil__waiter_ready(e, RUN_YOURS);
 }
 
 static int run_once(struct once *o, coil_fn *fn, void *arg) {
@@ -232,7 +240,7 @@ static int run_once(struct once *o, coil_fn *fn, void *arg) {
         return err;
     }
     o->done = 1;
-    o->runner = (coil_task){0};
+    o->runner.gen = 0;
     tell_all(&o->line);
     return 0;
 }
@@ -255,16 +263,16 @@ int coil_once_do(coil_once *once, coil_fn *fn, void *arg) {
         coil__charge(t);
         return 0;
     }
-    if (o->runner.gen && o->runner.worker != t->sched->worker) {
-        coil__sync_foreign(o->runner.worker, "coil_once_do");
-        o->runner = (coil_task){0};
+    if (o->runner.gen && coil__owner_worker(&o->runner) != t->sched->worker) {
+        coil__sync_foreign(coil__owner_worker(&o->runner), "coil_once_do");
+        o->runner.gen = 0;
     }
-    if (coil__holds(o->runner, t)) return -EDEADLK;
+    if (coil__owns(&o->runner, t)) return -EDEADLK;
     if (o->runner.gen) {
         turn = wait_once(o, t);
         return turn == RUN_YOURS ? run_once(o, fn, arg) : turn;
     }
-    o->runner = coil__task_handle(t);
+    o->runner = coil__owner(t);
     err = run_once(o, fn, arg);
     coil__charge(t);
     return err;
