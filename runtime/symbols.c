@@ -136,17 +136,19 @@ static void find_by_tables(const struct object *o, uintptr_t at, struct coil__sy
 #pragma weak dlopen
 #pragma weak dlsym
 
-#define LIBDW_CALLS(X)                                                                                      \
-    X(dwfl_begin)                                                                                           \
-    X(dwfl_end)                                                                                             \
-    X(dwfl_report_begin_add)                                                                                \
-    X(dwfl_report_elf)                                                                                      \
-    X(dwfl_report_end)                                                                                      \
-    X(dwfl_module_addrdie)                                                                                  \
-    X(dwfl_module_getsrc)                                                                                   \
-    X(dwfl_lineinfo)                                                                                        \
-    X(dwfl_build_id_find_debuginfo) X(dwarf_getscopes) X(dwarf_getscopes_die) X(dwarf_tag) X(dwarf_diename) \
-        X(dwarf_attr_integrate) X(dwarf_formudata) X(dwarf_getsrcfiles) X(dwarf_filesrc)
+#define LIBDW_CALLS(X)                                                                              \
+    X(dwfl_begin)                                                                                   \
+    X(dwfl_end)                                                                                     \
+    X(dwfl_report_begin_add)                                                                        \
+    X(dwfl_report_elf)                                                                              \
+    X(dwfl_report_end)                                                                              \
+    X(dwfl_module_addrdie)                                                                          \
+    X(dwfl_module_getsrc)                                                                           \
+    X(dwfl_lineinfo)                                                                                \
+    X(dwfl_build_id_find_debuginfo)                                                                 \
+    X(dwarf_getscopes)                                                                              \
+    X(dwarf_getscopes_die) X(dwarf_tag) X(dwarf_diename) X(dwarf_attr_integrate) X(dwarf_formudata) \
+        X(dwarf_getsrcfiles) X(dwarf_filesrc)
 
 #define FIELD(f) __typeof__(&(f)) f;
 static struct { LIBDW_CALLS(FIELD) } dw;

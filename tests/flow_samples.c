@@ -26,13 +26,13 @@ static int64_t now_ms(void) {
     return coil_now().ns / 1000000;
 }
 
-static struct program start(const char *name, const char *arg) {
+static struct program start_with(const char *name, const char *arg, const char *second) {
     struct program p = {.pid = -1};
     int out[2], err[2];
     char path[512];
     posix_spawn_file_actions_t fa;
     snprintf(path, sizeof path, "%s/%s", SAMPLES, name);
-    char *argv[] = {path, (char *)(uintptr_t)arg, NULL};
+    char *argv[] = {path, (char *)(uintptr_t)arg, (char *)(uintptr_t)second, NULL};
     if (pipe2(out, O_CLOEXEC) < 0 || pipe2(err, O_CLOEXEC) < 0) abort();
     posix_spawn_file_actions_init(&fa);
     posix_spawn_file_actions_adddup2(&fa, out[1], STDOUT_FILENO);
@@ -45,6 +45,10 @@ static struct program start(const char *name, const char *arg) {
     p.out = out[0];
     p.err = err[0];
     return p;
+}
+
+static struct program start(const char *name, const char *arg) {
+    return start_with(name, arg, NULL);
 }
 
 /* Appends what comes; false at the end, or when the time is over. */
@@ -314,6 +318,61 @@ Test(flow_samples, race_takes_the_first_answer_and_stops_the_others) {
     snprintf(text, sizeof text, "slow: %s\nthe answer is 42, says quick\nno answer: %s\n",
              coil_strerror(-ECANCELED), coil_strerror(-EHOSTUNREACH));
     check_text("race", text);
+}
+
+/* ---- graceful_shutdown ---- */
+
+static struct server start_saving_server(const char *file) {
+    struct server s = {.p = start_with("graceful_shutdown", "127.0.0.1:0", file)};
+    bool up = says(&s.p, "\n") && sscanf(s.p.text, "listening on %s\n", s.where) == 1;
+    cr_assert(up, "it said: %s %s", s.p.text, s.p.complaint);
+    cr_assert_eq(coil_addr_parse(&s.a, s.where), 0, "%s", s.where);
+    return s;
+}
+
+static void check_file(const char *file, const char *text) {
+    char got[64] = "";
+    FILE *f = fopen(file, "re");
+    cr_assert_not_null(f, "%s", file);
+    size_t n = fread(got, 1, sizeof got - 1, f);
+    cr_expect_eq(n, strlen(text));
+    cr_expect_str_eq(got, text);
+    fclose(f);
+}
+
+Test(flow_samples, a_graceful_shutdown_lets_a_client_finish_and_then_saves_what_it_did) {
+    char file[] = "/tmp/coil-test-XXXXXX";
+    close(mkstemp(file));
+    struct server s = start_saving_server(file);
+    int fd = connected(&s);
+    cr_expect(echoes(fd, 0, 1000));
+    kill(s.p.pid, SIGTERM);
+    cr_expect(says(&s.p, "draining\n"));
+    cr_expect(echoes(fd, 1000, 3000), "it is served to its end");
+    shutdown(fd, SHUT_WR);
+    cr_expect(peers_sees_end(fd));
+    close(fd);
+    finish(&s.p);
+    cr_expect(ended_with(&s.p, 0), "status %#x: %s", (unsigned)s.p.status, s.p.complaint);
+    cr_expect_not_null(strstr(s.p.text, "draining\nserved 3000 bytes, saved 3000\n"), "%s", s.p.text);
+    cr_expect_str_eq(s.p.complaint, "");
+    check_file(file, "3000\n");
+    unlink(file);
+}
+
+Test(flow_samples, a_graceful_shutdown_cuts_an_idle_client_off_after_its_grace_and_saves) {
+    char file[] = "/tmp/coil-test-XXXXXX";
+    close(mkstemp(file));
+    struct server s = start_saving_server(file);
+    int fd = connected(&s);
+    cr_expect(echoes(fd, 0, 10));
+    stop_server(&s, 4000);
+    cr_expect_not_null(strstr(s.p.text, "1 clients were cut off\nserved 10 bytes, saved 10\n"), "%s",
+                       s.p.text);
+    cr_expect(peers_sees_end(fd));
+    close(fd);
+    check_file(file, "10\n");
+    unlink(file);
 }
 
 /* ---- what goes wrong ---- */
