@@ -67,6 +67,46 @@ static inline int coil__line_park(struct coil__task *t, struct coil__line_wait *
     return UNLIKELY(w->wait.interrupted) ? coil__stop_error(t) : 0;
 }
 
+/* Who holds an object: what its handle says, so that nothing dangles when that task ends. In two words, to be
+ * written and compared as such. */
+struct coil__owner {
+    uint64_t where; /* slot, then worker */
+    uint64_t gen;   /* 0: nobody */
+};
+
+static inline uint64_t coil__where(const struct coil__task *t) {
+    return (uint64_t)t->slot << 32 | t->sched->worker;
+}
+
+static inline struct coil__owner coil__owner(const struct coil__task *t) {
+    return (struct coil__owner){.where = coil__where(t), .gen = t->gen};
+}
+
+static inline uint32_t coil__owner_worker(const struct coil__owner *o) {
+    return (uint32_t)o->where;
+}
+
+static inline bool coil__owns(const struct coil__owner *o, const struct coil__task *t) {
+    return o->gen == t->gen && o->where == coil__where(t);
+}
+
+/* The task of an entry that is no select's. */
+static inline struct coil__task *coil__waiter_task(struct coil__waiter *e) {
+    return CONTAINER_OF(e, struct coil__wait, entry)->task;
+}
+
+/* The blocker of a wait that one owner blocks; NULL also where that task has ended. */
+static inline const struct coil__task *
+coil__owner_blocks(const struct coil__wait *w, const struct coil__owner *o, const struct coil__task *after) {
+    coil_task h = {.worker = coil__owner_worker(o), .slot = (uint32_t)(o->where >> 32), .gen = o->gen};
+    const struct coil__task *t = after ? NULL : coil__task_find(w->task->sched, h);
+    return t && t->state != COIL__ENDED ? t : NULL;
+}
+
+/* An object is held by a task of worker `number`, which is not this one: misuse, or that run has ended, and
+ * with it all that held the object or waited for it. */
+COLD void coil__sync_foreign(uint32_t number, const char *call);
+
 /* For coil_select: what it pushes, it leaves, unless it was won. An event's waiters get 0; a semaphore's get
  * their permits and 0; `item` holds how many, as a number. `call` is the public one, for misuse. */
 bool coil__event_is_set(const coil_event *e, const char *call);

@@ -167,3 +167,161 @@ bool coil_event_is_set(const coil_event *event) {
     coil__current("coil_event_is_set");
     return coil__event_is_set(event, "coil_event_is_set");
 }
+
+/* ---- barriers ---- */
+
+struct barrier {
+    struct coil__list line;
+    uint64_t n;
+    uint32_t worker; /* of those who wait */
+    uint32_t here;   /* how many wait */
+};
+
+_Static_assert(sizeof(struct barrier) == sizeof(coil_barrier), "a barrier fits its public type");
+_Static_assert(offsetof(struct barrier, n) == 16, "COIL_BARRIER_INIT sets it");
+
+static void barrier_abort(struct coil__wait *w) {
+    struct coil__list *line = CONTAINER_OF(w, struct coil__line_wait, wait)->line;
+    CONTAINER_OF(line, struct barrier, line)->here--;
+    coil__line_abort(w);
+}
+
+int coil_barrier_wait(coil_barrier *barrier) {
+    struct coil__task *t = coil__current("coil_barrier_wait");
+    struct barrier *b = (struct barrier *)(void *)barrier;
+    int err = coil__admit(t);
+    if (err) return err;
+    coil__line_check(&b->line, b->worker, "coil_barrier_wait");
+    if (UNLIKELY(b->n == 0))
+        MISUSE("coil_barrier_wait", "a barrier of 0 tasks: declare it with COIL_BARRIER");
+    if (b->here + UINT64_C(1) == b->n) {
+        b->here = 0;
+        tell_all(&b->line);
+        coil__charge(t);
+        return 1;
+    }
+    b->here++;
+    b->worker = t->sched->worker;
+    struct coil__line_wait w = {.wait = {.abort = barrier_abort, .what = "barrier", .fd = -1, .on = barrier},
+                                .line = &b->line};
+    return coil__line_park(t, &w);
+}
+
+/* ---- once ---- */
+
+struct once {
+    struct coil__list line;
+    struct coil__owner runner; /* who runs its function; gen 0: nobody */
+    uint64_t done;
+};
+
+_Static_assert(sizeof(struct once) == sizeof(coil_once), "a once fits its public type");
+
+enum { IS_DONE, RUN_YOURS }; /* what one that waits is told */
+
+static const struct coil__task *once_runner(const struct coil__wait *w, const struct coil__task *after) {
+    const struct coil__list *line = CONTAINER_OF(w, struct coil__line_wait, wait)->line;
+    return coil__owner_blocks(w, &CONTAINER_OF(line, struct once, line)->runner, after);
+}
+
+/* The runner's function has failed: the next one is to run its own. */
+static void pass_on(struct once *o) {
+    struct coil__waiter *e = coil__line_pop(&o->line);
+    o->runner.gen = 0;
+    if (!e) return;
+    o->runner = coil__owner(coil__waiter_task(e));
+    coil__waiter_ready(e, RUN_YOURS);
+}
+
+static int run_once(struct once *o, coil_fn *fn, void *arg) {
+    int err = fn(arg);
+    if (err < 0) {
+        pass_on(o);
+        return err;
+    }
+    o->done = 1;
+    o->runner.gen = 0;
+    tell_all(&o->line);
+    return 0;
+}
+
+/* Somebody is at it: 0 when it is done, 1 when it is the current task's turn, or an error. */
+static int wait_once(struct once *o, struct coil__task *t) {
+    struct coil__line_wait w = {
+        .wait = {.abort = coil__line_abort, .what = "once", .fd = -1, .on = o, .blocker = once_runner},
+        .line = &o->line};
+    int err = coil__line_park(t, &w);
+    return err ? err : w.wait.result;
+}
+
+int coil_once_do(coil_once *once, coil_fn *fn, void *arg) {
+    struct coil__task *t = coil__current("coil_once_do");
+    struct once *o = (struct once *)(void *)once;
+    int turn, err = coil__admit(t);
+    if (err) return err;
+    if (LIKELY(o->done)) {
+        coil__charge(t);
+        return 0;
+    }
+    if (o->runner.gen && coil__owner_worker(&o->runner) != t->sched->worker) {
+        coil__sync_foreign(coil__owner_worker(&o->runner), "coil_once_do");
+        o->runner.gen = 0;
+    }
+    if (coil__owns(&o->runner, t)) return -EDEADLK;
+    if (o->runner.gen) {
+        turn = wait_once(o, t);
+        return turn == RUN_YOURS ? run_once(o, fn, arg) : turn;
+    }
+    o->runner = coil__owner(t);
+    err = run_once(o, fn, arg);
+    coil__charge(t);
+    return err;
+}
+
+/* ---- waitgroups ---- */
+
+struct waitgroup {
+    struct coil__list line; /* empty where count is 0 */
+    uint32_t count;
+    uint32_t worker; /* where count is not 0 */
+};
+
+_Static_assert(sizeof(struct waitgroup) == sizeof(coil_waitgroup), "a waitgroup fits its public type");
+
+static struct waitgroup *waitgroup_for(coil_waitgroup *group, const struct coil__task *t, const char *call) {
+    struct waitgroup *g = (struct waitgroup *)(void *)group;
+    if (UNLIKELY(g->count && g->worker != t->sched->worker)) {
+        coil__sync_foreign(g->worker, call);
+        g->count = 0;
+    }
+    return g;
+}
+
+void coil_waitgroup_add(coil_waitgroup *group, unsigned n) {
+    const struct coil__task *t = coil__current("coil_waitgroup_add");
+    struct waitgroup *g = waitgroup_for(group, t, "coil_waitgroup_add");
+    if (UNLIKELY(n > UINT_MAX - g->count)) MISUSE("coil_waitgroup_add", "more than %u", UINT_MAX);
+    g->worker = t->sched->worker;
+    g->count += n;
+}
+
+void coil_waitgroup_done(coil_waitgroup *group) {
+    const struct coil__task *t = coil__current("coil_waitgroup_done");
+    struct waitgroup *g = waitgroup_for(group, t, "coil_waitgroup_done");
+    if (UNLIKELY(g->count == 0)) MISUSE("coil_waitgroup_done", "called more often than was added");
+    if (--g->count == 0) tell_all(&g->line);
+}
+
+int coil_waitgroup_wait(coil_waitgroup *group) {
+    struct coil__task *t = coil__current("coil_waitgroup_wait");
+    int err = coil__admit(t);
+    if (err) return err;
+    struct waitgroup *g = waitgroup_for(group, t, "coil_waitgroup_wait");
+    if (g->count == 0) {
+        coil__charge(t);
+        return 0;
+    }
+    struct coil__line_wait w = {
+        .wait = {.abort = coil__line_abort, .what = "waitgroup", .fd = -1, .on = group}, .line = &g->line};
+    return coil__line_park(t, &w);
+}
