@@ -1,5 +1,7 @@
 #include "symbols.h"
 
+#include "dl.h"
+
 #include <dlfcn.h>
 #include <elf.h>
 #include <fcntl.h>
@@ -132,10 +134,6 @@ static void find_by_tables(const struct object *o, uintptr_t at, struct coil__sy
 
 #ifdef COIL__HAVE_LIBDW
 
-/* A static program has no dlopen, and must not get one by this. */
-#pragma weak dlopen
-#pragma weak dlsym
-
 #define LIBDW_CALLS(X)              \
     X(dwfl_begin)                   \
     X(dwfl_end)                     \
@@ -163,13 +161,17 @@ static struct { LIBDW_CALLS(FIELD) } dw;
 static bool dw_there;
 
 static void load_libdw(void) {
-    void *lib = dlopen && dlsym ? dlopen("libdw.so.1", RTLD_NOW | RTLD_LOCAL) : NULL;
-    bool all = lib != NULL;
+    __typeof__(&dlopen) open_library;
+    __typeof__(&dlsym) symbol;
     /* A function's address comes as a pointer to data. */
-#define LOAD(f)                                   \
-    if (all) {                                    \
-        *(void **)(void *)&dw.f = dlsym(lib, #f); \
-        all = dw.f != NULL;                       \
+    *(void **)(void *)&open_library = coil__dl_find("dlopen");
+    *(void **)(void *)&symbol = coil__dl_find("dlsym");
+    void *lib = open_library && symbol ? open_library("libdw.so.1", RTLD_NOW | RTLD_LOCAL) : NULL;
+    bool all = lib != NULL;
+#define LOAD(f)                                    \
+    if (all) {                                     \
+        *(void **)(void *)&dw.f = symbol(lib, #f); \
+        all = dw.f != NULL;                        \
     }
     LIBDW_CALLS(LOAD)
     dw_there = all;
