@@ -1,5 +1,7 @@
 #include "symbols.h"
 
+#include "dl.h"
+
 #include <dlfcn.h>
 #include <elf.h>
 #include <fcntl.h>
@@ -132,36 +134,44 @@ static void find_by_tables(const struct object *o, uintptr_t at, struct coil__sy
 
 #ifdef COIL__HAVE_LIBDW
 
-/* A static program has no dlopen, and must not get one by this. */
-#pragma weak dlopen
-#pragma weak dlsym
-
-#define LIBDW_CALLS(X)                                                                              \
-    X(dwfl_begin)                                                                                   \
-    X(dwfl_end)                                                                                     \
-    X(dwfl_report_begin_add)                                                                        \
-    X(dwfl_report_elf)                                                                              \
-    X(dwfl_report_end)                                                                              \
-    X(dwfl_module_addrdie)                                                                          \
-    X(dwfl_module_getsrc)                                                                           \
-    X(dwfl_lineinfo)                                                                                \
-    X(dwfl_build_id_find_debuginfo)                                                                 \
-    X(dwarf_getscopes)                                                                              \
-    X(dwarf_getscopes_die) X(dwarf_tag) X(dwarf_diename) X(dwarf_attr_integrate) X(dwarf_formudata) \
-        X(dwarf_getsrcfiles) X(dwarf_filesrc)
+#define LIBDW_CALLS(X)              \
+    X(dwfl_begin)                   \
+    X(dwfl_end)                     \
+    X(dwfl_report_begin_add)        \
+    X(dwfl_report_elf)              \
+    X(dwfl_report_end)              \
+    X(dwfl_module_addrdie)          \
+    X(dwfl_module_nextcu)           \
+    X(dwfl_build_id_find_debuginfo) \
+    X(dwarf_haspc)                  \
+    X(dwarf_getsrc_die)             \
+    X(dwarf_linesrc)                \
+    X(dwarf_lineno)                 \
+    X(dwarf_getscopes)              \
+    X(dwarf_getscopes_die)          \
+    X(dwarf_tag)                    \
+    X(dwarf_diename)                \
+    X(dwarf_attr_integrate)         \
+    X(dwarf_formudata)              \
+    X(dwarf_getsrcfiles)            \
+    X(dwarf_filesrc)
 
 #define FIELD(f) __typeof__(&(f)) f;
 static struct { LIBDW_CALLS(FIELD) } dw;
 static bool dw_there;
 
 static void load_libdw(void) {
-    void *lib = dlopen && dlsym ? dlopen("libdw.so.1", RTLD_NOW | RTLD_LOCAL) : NULL;
-    bool all = lib != NULL;
+    __typeof__(&dlopen) open_library;
+    __typeof__(&dlsym) symbol;
     /* A function's address comes as a pointer to data. */
-#define LOAD(f)                                   \
-    if (all) {                                    \
-        *(void **)(void *)&dw.f = dlsym(lib, #f); \
-        all = dw.f != NULL;                       \
+    *(void **)(void *)&open_library = coil__dl_find("dlopen");
+    *(void **)(void *)&symbol = coil__dl_find("dlsym");
+    void *lib = open_library && symbol ? open_library("libdw.so.1", RTLD_NOW | RTLD_LOCAL) : NULL;
+    bool all = lib != NULL;
+#define LOAD(f)                                    \
+    if (all) {                                     \
+        *(void **)(void *)&dw.f = symbol(lib, #f); \
+        all = dw.f != NULL;                        \
     }
     LIBDW_CALLS(LOAD)
     dw_there = all;
@@ -225,16 +235,28 @@ static int take_scopes(Dwarf_Die *scopes, int n, struct coil__symbol *where, str
     return a->count;
 }
 
+/* The unit of source around an address. There is a table of them, which some compilers leave out. */
+static Dwarf_Die *unit_at(const struct object *o, uintptr_t at, Dwarf_Addr *bias) {
+    if (!o->module) return NULL;
+    Dwarf_Die *unit = dw.dwfl_module_addrdie(o->module, at, bias);
+    if (unit) return unit;
+    while ((unit = dw.dwfl_module_nextcu(o->module, unit, bias))) {
+        if (dw.dwarf_haspc(unit, at - *bias) == 1) return unit;
+    }
+    return NULL;
+}
+
 /* The scopes around an address are those of the abstract function from the first inlined one on; those around
  * a scope are as the code lies. */
 static bool find_by_libdw(const struct object *o, struct answer *a) {
     Dwarf_Addr bias;
     Dwarf_Die *scopes = NULL, *around = NULL;
     struct coil__symbol where = a->symbols[0];
-    Dwarf_Die *unit = o->module ? dw.dwfl_module_addrdie(o->module, a->at, &bias) : NULL;
+    Dwarf_Die *unit = unit_at(o, a->at, &bias);
     if (!unit) return false;
-    Dwfl_Line *line = dw.dwfl_module_getsrc(o->module, a->at);
-    if (line) where.file = dw.dwfl_lineinfo(line, NULL, &where.line, NULL, NULL, NULL);
+    Dwarf_Line *line = dw.dwarf_getsrc_die(unit, a->at - bias);
+    if (line) where.file = dw.dwarf_linesrc(line, NULL, NULL);
+    if (line) dw.dwarf_lineno(line, &where.line);
     int n = dw.dwarf_getscopes(unit, a->at - bias, &scopes), m = 0;
     if (n > 0) m = dw.dwarf_getscopes_die(&scopes[0], &around);
     bool found = m > 0 && take_scopes(around, m, &where, a) > 0;

@@ -164,6 +164,33 @@ Test(flow_samples, hello_says_hello_and_a_second_later_world) {
     cr_expect(ended_with(&p, 0), "status %#x", (unsigned)p.status);
 }
 
+/* ---- callstack ---- */
+
+/* With libdw there are files and lines; without, offsets. */
+Test(flow_samples, callstack_shows_ten_calls_of_factorial_and_who_joins_them) {
+    struct program p = start("callstack", NULL);
+    finish(&p);
+    cr_expect(ended_with(&p, 0), "status %#x: %s", (unsigned)p.status, p.complaint);
+    const char *at = p.text;
+    char frame[32];
+    for (int i = 0; i < 10; i++) {
+        snprintf(frame, sizeof frame, "[%d] factorial", i);
+        cr_expect_eq(strncmp(at, frame, strlen(frame)), 0, "frame %d of %s", i, p.text);
+        const char *where = at + strlen(frame), *end = strchr(at, '\n');
+        const char *line = i ? "/callstack.c:11\n" : "/callstack.c:8\n";
+        cr_assert_not_null(end, "%s", p.text);
+        bool lines = strncmp(where, " at ", 4) == 0;
+        cr_expect(lines || strncmp(where, "+0x", 3) == 0, "frame %d of %s", i, p.text);
+        if (lines) cr_expect_eq(strncmp(end + 1 - strlen(line), line, strlen(line)), 0, "%s", p.text);
+        at = end + 1;
+    }
+    cr_expect_not_null(strstr(at, "-- joined by main --\n["), "%s", p.text);
+    cr_expect_not_null(strstr(at, "] coil_join"), "%s", p.text);
+    cr_expect_not_null(strstr(at, "] run"), "%s", p.text);
+    cr_expect_not_null(strstr(at, "\nrun result: 3628800\n"), "%s", p.text);
+    cr_expect_str_eq(p.complaint, "");
+}
+
 /* ---- echo_server and echo_client ---- */
 
 static void check_client(struct program *c) {
