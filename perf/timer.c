@@ -1,12 +1,11 @@
-/* What time costs: sleeps due together and spread out, setting and leaving a limit, arming and cancelling
- * a timer. */
+/* What time costs: sleeps due together and spread out, arming and cancelling a timer. */
 #include "bench_micro.h"
 
 #include <coil/coil.h>
 
 #include "../runtime/timer.h"
 
-enum { SLEEPS = 100000, SCOPES = 1000000 };
+enum { SLEEPS = 100000, TIMERS = 1000000 };
 
 /* A run of batches of SLEEPS sleepers; the first ones make stacks warm and are not counted. */
 struct batches {
@@ -95,39 +94,6 @@ static void spread_out(struct micro *m, struct batches *b, coil_dur slack, const
     check(m, coil_run_with(&o, run_batches, b));
 }
 
-/* ---- limits ---- */
-
-static double until_ns(void) {
-    coil_time at = coil_after(coil_sec(1000));
-    int64_t began_ns = bench_now();
-    for (int i = 0; i < SCOPES; i++) {
-        coil_scope s = coil_until(at);
-        coil_leave(&s);
-    }
-    return (double)(bench_now() - began_ns) / SCOPES;
-}
-
-static double within_ns(void) {
-    int64_t began_ns = bench_now();
-    for (int i = 0; i < SCOPES; i++) {
-        coil_scope s = coil_within(coil_sec(1000));
-        coil_leave(&s);
-    }
-    return (double)(bench_now() - began_ns) / SCOPES;
-}
-
-static int scopes(void *arg) {
-    struct micro *m = arg;
-    unsigned until = micro_row(m, "ns", "coil_until and coil_leave, %d times", (int)SCOPES);
-    unsigned within =
-        micro_row(m, "ns", "coil_within (reads the clock) and coil_leave, %d times", (int)SCOPES);
-    for (unsigned i = 0; i < m->rounds; i++) {
-        micro_add(m, until, until_ns());
-        micro_add(m, within, within_ns());
-    }
-    return 0;
-}
-
 /* ---- the heap ---- */
 
 /* Moments that come in no order, the same in each round. */
@@ -135,39 +101,41 @@ static int64_t some_moment(unsigned i) {
     return (int64_t)((uint64_t)i * UINT64_C(0x9e3779b97f4a7c15) >> 20);
 }
 
-static void arm_and_cancel(struct micro *m) {
+/* All are armed at once, then all cancelled, in another order. */
+static void arm_and_cancel(struct micro *m, unsigned count) {
     static struct coil__sched s;
-    struct coil__timer *t = calloc(SLEEPS, sizeof *t);
-    unsigned arm = micro_row(m, "ns", "arming a timer, 0 to %d armed", (int)SLEEPS), cancel;
+    struct coil__timer *t = calloc(count, sizeof *t);
+    unsigned arm = micro_row(m, "ns", "arming a timer, 0 to %u armed", count), cancel;
     cancel = micro_row(m, "ns", "cancelling it, in another order");
     if (!t) check(m, -ENOMEM);
-    for (unsigned i = 0; i < SLEEPS; i++)
+    for (unsigned i = 0; i < count; i++)
         check(m, coil__heap_take_seat(&s.timers));
     for (unsigned round = 0; round <= m->rounds; round++) {
         int64_t began_ns = bench_now();
-        for (unsigned i = 0; i < SLEEPS; i++)
+        for (unsigned i = 0; i < count; i++)
             coil__timer_arm(&s, &t[i], some_moment(i));
         int64_t armed_ns = bench_now();
-        for (unsigned i = 0; i < SLEEPS; i++)
-            coil__timer_disarm(&s, &t[(uint64_t)i * 48271 % SLEEPS]);
+        for (unsigned i = 0; i < count; i++)
+            coil__timer_disarm(&s, &t[(uint64_t)i * 48271 % count]);
         int64_t done_ns = bench_now();
         if (round == 0) continue; /* memory is touched for the first time */
-        micro_add(m, arm, (double)(armed_ns - began_ns) / SLEEPS);
-        micro_add(m, cancel, (double)(done_ns - armed_ns) / SLEEPS);
+        micro_add(m, arm, (double)(armed_ns - began_ns) / count);
+        micro_add(m, cancel, (double)(done_ns - armed_ns) / count);
     }
+    for (unsigned i = 0; i < count; i++)
+        coil__heap_give_seat(&s.timers);
     coil__heap_free(&s.timers);
     free(t);
 }
 
 int main(int argc, char **argv) {
     struct micro m;
-    micro_begin(&m, "timer", "Cost of sleeps, limits and timers; takes about four seconds a round.", argc,
-                argv);
+    micro_begin(&m, "timer", "Cost of sleeps and timers; takes about four seconds a round.", argc, argv);
     struct batches *b = malloc(sizeof *b);
     if (!b) check(&m, -ENOMEM);
     fprintf(stderr, "timer: %u rounds of about four seconds each\n", m.rounds);
-    check(&m, coil_run(scopes, &m));
-    arm_and_cancel(&m);
+    arm_and_cancel(&m, SLEEPS);
+    arm_and_cancel(&m, TIMERS);
     together_warm(&m, b);
     together_new(&m, b);
     spread_out(&m, b, coil_ms(1), "1 ms");

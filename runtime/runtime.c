@@ -326,7 +326,7 @@ void coil_stats_get(coil_stats *out) {
                         .ops = w->stats.ops,
                         .completions = w->stats.completions,
                         .cancels = w->stats.cancels,
-                        .resumes = s->resumes,
+                        .resumes = coil__resumes(s),
                         .spins = w->stats.spins,
                         .sq_full = s->driver->stats.sq_full,
                         .cq_overflow = s->driver->stats.cq_overflow,

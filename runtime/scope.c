@@ -7,55 +7,59 @@
  * remembers it until the outer one is left. */
 #include "task.h"
 
-#include <string.h>
-
-enum { IS_SHIELD = 1, WAS_FIRED = 2, WAS_SHIELDED = 4 };
+enum { IS_SHIELD = 1, WAS_FIRED = 2, WAS_SHIELDED = 4, FLAG_BITS = 4 };
 enum { DEPTH_BITS = 20, DEPTH_MAX = (1 << DEPTH_BITS) - 1 };
 
-/* What the words of coil_scope hold; "was" is what it replaced. */
-struct scope {
-    int64_t limit_was_ns;
-    int64_t shield_was_ns;
-    uint64_t depth : DEPTH_BITS, owner_was : DEPTH_BITS, shield_owner_was : DEPTH_BITS, flags : 4;
-    uint64_t check; /* mixed with the task; zero once left */
+/* The words of coil_scope; "was" is what it replaced. Each is written once and read back as a whole, in the
+ * caller's memory: parts of a word, or a copy in wider pieces, would wait for the stores before them. */
+enum {
+    LIMIT_WAS,  /* ns */
+    SHIELD_WAS, /* ns; a shield's */
+    PLACES,     /* the shield's owner as it was, the owner as it was, depth, flags: from high bits to low */
+    SEAL,       /* mixed from the others and the task; zero once left */
 };
 
-_Static_assert(sizeof(struct scope) == sizeof(coil_scope), "a scope fits its public type");
+static uint32_t depth_of(const coil_scope *s) {
+    return s->opaque[PLACES] >> FLAG_BITS & DEPTH_MAX;
+}
 
-static uint64_t check_word(const struct coil__task *t, const struct scope *s) {
-    uint64_t v = t->gen ^ ((uint64_t)t->slot << 40) ^ ((uint64_t)s->depth << 20) ^ (uint64_t)s->limit_was_ns;
+static uint32_t owner_was(const coil_scope *s) {
+    return s->opaque[PLACES] >> (FLAG_BITS + DEPTH_BITS) & DEPTH_MAX;
+}
+
+static uint32_t shield_owner_was(const coil_scope *s) {
+    return s->opaque[PLACES] >> (FLAG_BITS + 2 * DEPTH_BITS) & DEPTH_MAX;
+}
+
+static uint64_t seal(const struct coil__task *t, uint64_t limit_was, uint64_t places) {
+    uint64_t v = t->gen ^ ((uint64_t)t->slot << 40) ^ (places << 8) ^ limit_was;
     return (v + 0xc011) * UINT64_C(0x9e3779b97f4a7c15) | 1;
 }
 
-static struct scope enter(struct coil__task *t, const char *call, unsigned flags) {
+static inline void enter(coil_scope *s, struct coil__task *t, const char *call, unsigned flags) {
     if (UNLIKELY(t->depth == DEPTH_MAX))
         MISUSE(call, "more than %d scopes inside one another", (int)DEPTH_MAX);
-    struct scope s = {.limit_was_ns = t->limit_ns,
-                      .shield_was_ns = t->shield_ns,
-                      .depth = ++t->depth,
-                      .owner_was = t->limit_owner,
-                      .shield_owner_was = t->shield_owner,
-                      .flags = flags | (t->fired ? WAS_FIRED : 0) | (t->shielded ? WAS_SHIELDED : 0)};
-    s.check = check_word(t, &s);
-    return s;
+    flags |= (t->fired ? WAS_FIRED : 0) | (t->shielded ? WAS_SHIELDED : 0);
+    uint64_t owners = (uint64_t)t->shield_owner << DEPTH_BITS | t->limit_owner;
+    uint64_t places = (owners << DEPTH_BITS | ++t->depth) << FLAG_BITS | flags;
+    uint64_t limit_was = (uint64_t)t->limit_ns;
+    s->opaque[LIMIT_WAS] = limit_was;
+    s->opaque[SHIELD_WAS] = (uint64_t)t->shield_ns;
+    s->opaque[PLACES] = places;
+    s->opaque[SEAL] = seal(t, limit_was, places);
 }
 
-static coil_scope public_form(const struct scope *s) {
-    coil_scope out;
-    memcpy(&out, s, sizeof out);
-    return out;
-}
-
-static void set_limit(struct coil__task *t, int64_t limit_ns, uint32_t owner) {
+static inline void set_limit(struct coil__task *t, int64_t limit_ns, uint32_t owner) {
     t->limit_ns = limit_ns;
     t->limit_owner = owner;
     t->fired = false;
 }
 
-static coil_scope narrow(struct coil__task *t, const char *call, int64_t limit_ns) {
-    struct scope s = enter(t, call, 0);
-    if (limit_ns < t->limit_ns) set_limit(t, limit_ns, s.depth);
-    return public_form(&s);
+static inline coil_scope narrow(struct coil__task *t, const char *call, int64_t limit_ns) {
+    coil_scope s;
+    enter(&s, t, call, 0);
+    if (limit_ns < t->limit_ns) set_limit(t, limit_ns, t->depth);
+    return s;
 }
 
 coil_scope coil_until(coil_time at) {
@@ -71,52 +75,54 @@ coil_scope coil_within(coil_dur d) {
 
 coil_scope coil_shield(coil_dur grace) {
     struct coil__task *t = coil__current("coil_shield");
-    struct scope s = enter(t, "coil_shield", IS_SHIELD);
+    coil_scope s;
+    enter(&s, t, "coil_shield", IS_SHIELD);
     int64_t limit_ns = coil__add_ns(coil__clock(t->sched), MAX(grace.ns, 0));
     if (!t->shielded || limit_ns < t->shield_ns) {
         t->shield_ns = limit_ns;
-        t->shield_owner = s.depth;
+        t->shield_owner = t->depth;
     }
     t->shielded = true;
     t->stop = false;
     set_limit(t, t->shield_ns, t->shield_owner);
-    return public_form(&s);
+    return s;
 }
 
-static void restore_limit(struct coil__task *t, const struct scope *s) {
-    t->limit_ns = s->limit_was_ns;
-    t->limit_owner = s->owner_was;
-    t->fired = s->flags & WAS_FIRED;
+static inline void restore_limit(struct coil__task *t, const coil_scope *s) {
+    t->limit_ns = (int64_t)s->opaque[LIMIT_WAS];
+    t->limit_owner = owner_was(s);
+    t->fired = s->opaque[PLACES] & WAS_FIRED;
 }
 
-static void leave_shield(struct coil__task *t, const struct scope *s) {
-    if (t->fired && t->limit_owner < s->depth) t->inherit_fired = t->limit_owner;
+static void leave_shield(struct coil__task *t, const coil_scope *s) {
+    if (t->fired && t->limit_owner < t->depth) t->inherit_fired = t->limit_owner;
     restore_limit(t, s);
-    t->shield_ns = s->shield_was_ns;
-    t->shield_owner = s->shield_owner_was;
-    t->shielded = s->flags & WAS_SHIELDED;
+    t->shield_ns = (int64_t)s->opaque[SHIELD_WAS];
+    t->shield_owner = shield_owner_was(s);
+    t->shielded = s->opaque[PLACES] & WAS_SHIELDED;
     t->stop = t->cancelled && !t->shielded;
 }
 
-bool coil_leave(coil_scope *scope) {
+bool coil_leave(coil_scope *s) {
     struct coil__task *t = coil__current("coil_leave");
-    struct scope s;
-    memcpy(&s, scope, sizeof s);
-    if (UNLIKELY(s.check != check_word(t, &s))) {
+    uint64_t places = s->opaque[PLACES];
+    if (UNLIKELY(s->opaque[SEAL] != seal(t, s->opaque[LIMIT_WAS], places))) {
         MISUSE("coil_leave",
                "this is no open scope of the current task (left twice, jumped into, or another task's)");
     }
-    if (UNLIKELY(s.depth != t->depth))
+    uint32_t depth = t->depth;
+    if (UNLIKELY(depth_of(s) != depth))
         MISUSE("coil_leave", "scopes are left in reverse order; one was jumped past");
-    bool struck = (t->limit_owner == s.depth && t->fired) || t->inherit_fired == s.depth;
-    if (s.flags & IS_SHIELD) {
-        leave_shield(t, &s);
-    } else if (t->limit_owner == s.depth) {
-        restore_limit(t, &s);
+    bool owns = t->limit_owner == depth, inherits = t->inherit_fired == depth;
+    bool struck = (owns && t->fired) || inherits;
+    if (UNLIKELY(places & IS_SHIELD)) {
+        leave_shield(t, s);
+    } else if (owns) {
+        restore_limit(t, s);
     }
-    if (t->inherit_fired == s.depth) t->inherit_fired = 0;
-    t->depth--;
-    memset(scope, 0, sizeof *scope);
+    if (UNLIKELY(t->inherit_fired == depth)) t->inherit_fired = 0;
+    t->depth = depth - 1;
+    *s = (coil_scope){{0}};
     return struck;
 }
 

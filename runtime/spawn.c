@@ -73,14 +73,6 @@ coil_task coil_self(void) {
     return coil__task_handle(coil__current("coil_self"));
 }
 
-int coil_yield(void) {
-    struct coil__task *t = coil__current("coil_yield");
-    int err = coil__admit(t);
-    if (err) return err;
-    coil__step_aside(t);
-    return 0;
-}
-
 void coil_name(const char *fmt, ...) {
     struct coil__task *t = coil__current("coil_name");
     va_list ap;

@@ -6,8 +6,9 @@
 
 enum { NO_SLOT = UINT32_MAX };
 
-_Thread_local struct coil__sched *coil__here;
-_Thread_local bool coil__forked;
+/* The model is said again here: where a thread-local is defined, a declaration's does not count. */
+_Thread_local struct coil__sched *coil__here __attribute__((tls_model("initial-exec")));
+_Thread_local bool coil__forked __attribute__((tls_model("initial-exec")));
 
 /* Defined by the C++ runtime where the program has one: { caught exceptions, number of uncaught ones } of
  * this thread. */
@@ -99,26 +100,23 @@ void coil__task_free(struct coil__task *t) {
 
 /* ---- the switch ---- */
 
+/* A stack can't be given back by its own task. It doesn't matter to anybody else when that happens, as long
+ * as the next task that is spawned can have it: so no context needs to look for one when it runs again. */
 static void bury(struct coil__sched *s) {
     struct coil__task *t = s->dead;
+    if (!t) return;
     s->dead = NULL;
     coil__ctx_release(&t->ctx);
     coil__stack_put(&s->stacks, t->stack);
-}
-
-/* First thing in every context that runs again. */
-static inline void arrived(struct coil__sched *s) {
-    if (UNLIKELY(s->dead)) bury(s);
 }
 
 /* With many tasks a resume is bound by cache misses on its record and its stack: fetch them a few ahead.
  * Always inline: gcc takes a function that does nothing but prefetch for one without effect, and drops the
  * call. */
 static inline __attribute__((always_inline)) void prefetch_ahead(struct coil__ring_queue *q) {
-    struct coil__task *near = coil__ring_queue_peek(q, 2), *far;
+    const struct coil__task *near = coil__ring_queue_peek(q, 2);
     if (LIKELY(!near)) return;
-    far = coil__ring_queue_peek(q, 4);
-    if (far) __builtin_prefetch(far, 1);
+    __builtin_prefetch(coil__ring_queue_peek(q, 4), 1);
     /* The saved registers and the first frames above them are seldom in one line. */
     const char *sp = near->ctx.sp;
     __builtin_prefetch(sp);
@@ -126,39 +124,48 @@ static inline __attribute__((always_inline)) void prefetch_ahead(struct coil__ri
     __builtin_prefetch(sp + 128);
 }
 
+/* There is one. */
 static inline struct coil__task *take_ready(struct coil__sched *s) {
     struct coil__task *t = coil__ring_queue_pop(&s->ready);
-    s->current = t;
-    if (!t) return NULL;
-    s->slice--;
-    s->resumes++;
-    prefetch_ahead(&s->ready);
     CHECK(t->state == COIL__READY);
+    s->current = t;
+    s->until_look--;
     t->state = COIL__RUNNING;
     t->quick = 0;
+    prefetch_ahead(&s->ready);
     return t;
+}
+
+/* What the resumes since the last look have taken decides how soon the next one comes. Reading the clock
+ * costs three times what a short resume does; but where they may be long, the turn must be ended in time. */
+static void judge_pace(struct coil__sched *s) {
+    uint64_t n = coil__resumes(s) - s->looked_resumes;
+    if (n == 0) return;
+    bool brisk = (uint64_t)(s->now_ns - s->looked_ns) <= n * COIL__BRISK_NS;
+    s->stride = brisk ? MIN(s->stride * 2, (uint32_t)COIL__STRIDE_MAX) : COIL__STRIDE_MIN;
+    s->looked_resumes += n;
+    s->looked_ns = s->now_ns;
+}
+
+static void set_next_look(struct coil__sched *s, uint32_t slice) {
+    s->until_look = MIN(s->stride, slice);
+    s->slice = slice - s->until_look;
 }
 
 /* Looks at the clock. A function of its own, so that the registers it needs are not saved at each resume. */
 static __attribute__((noinline)) bool turn_is_over(struct coil__sched *s) {
-    return s->slice == 0 || coil__clock(s) >= s->turn_ends_ns;
+    if (s->slice == 0) return true;
+    coil__clock(s);
+    judge_pace(s);
+    if (s->now_ns >= s->turn_ends_ns) return true;
+    set_next_look(s, s->slice);
+    return false;
 }
 
-/* The next task to run; NULL: the loop is to have the worker. */
-static inline struct coil__task *next_ready(struct coil__sched *s) {
-    if (UNLIKELY(s->slice % COIL__RESUMES_PER_CLOCK == 0) && turn_is_over(s)) return s->current = NULL;
-    return take_ready(s);
-}
-
-COLD static void save_cxa(struct coil__sched *s, struct coil__task *t) {
-    memcpy(t->cxa, s->cxa_globals, sizeof t->cxa);
-    memset(s->cxa_globals, 0, sizeof t->cxa);
-    t->cxa_saved = true;
-}
-
-COLD static void restore_cxa(struct coil__sched *s, struct coil__task *t) {
-    memcpy(s->cxa_globals, t->cxa, sizeof t->cxa);
-    t->cxa_saved = false;
+/* Whether the loop is to have the worker: its turn is over, or nobody is ready. */
+static inline bool loop_is_next(struct coil__sched *s) {
+    if (UNLIKELY(s->until_look == 0) && turn_is_over(s)) return true;
+    return coil__ring_queue_count(&s->ready) == 0;
 }
 
 #ifndef NDEBUG
@@ -173,45 +180,84 @@ static void check_fp(const struct coil__task *t) {
 }
 #endif
 
-/* What must hold whenever a task leaves its stack for a while. */
-static inline void before_leaving(struct coil__sched *s, struct coil__task *t) {
-#ifndef NDEBUG
-    check_fp(t);
-#endif
-    if (UNLIKELY(t->unguarded) && !coil__stack_canary_ok(t->stack)) coil__stack_overflowed(t->stack);
-    if (UNLIKELY(s->cxa_globals && (s->cxa_globals[0] || s->cxa_globals[1]))) save_cxa(s, t);
+/* Whether more than registers must be looked after when t leaves its stack for a while. */
+static inline bool needs_care(const struct coil__sched *s, const struct coil__task *t) {
+    return t->unguarded || (s->cxa_globals && (s->cxa_globals[0] || s->cxa_globals[1]));
 }
 
-/* The current task has said why it stops (PARKED, or READY again); the next one runs. */
-static inline void switch_away(struct coil__sched *s, struct coil__task *from) {
-    struct coil__task *next = next_ready(s);
-    if (next == from) return;
-    before_leaving(s, from);
-    coil__ctx_switch(&from->ctx, next ? &next->ctx : &s->loop);
-    arrived(s);
-    if (UNLIKELY(from->cxa_saved)) restore_cxa(s, from);
+/* C++ exceptions in the making belong to the task, which keeps them here. */
+COLD static void switch_with_care(struct coil__sched *s, struct coil__task *from, struct coil__ctx *to) {
+    void *cxa[2] = {NULL, NULL};
+    if (from->unguarded && !coil__stack_canary_ok(from->stack)) coil__stack_overflowed(from->stack);
+    if (s->cxa_globals) {
+        memcpy(cxa, s->cxa_globals, sizeof cxa);
+        memset(s->cxa_globals, 0, sizeof cxa);
+    }
+    coil__ctx_switch(&from->ctx, to);
+    if (s->cxa_globals) memcpy(s->cxa_globals, cxa, sizeof cxa);
+}
+
+static inline void switch_to(struct coil__sched *s, struct coil__task *from, struct coil__ctx *to) {
+#ifndef NDEBUG
+    check_fp(from);
+#endif
+    if (UNLIKELY(needs_care(s, from))) {
+        switch_with_care(s, from, to);
+    } else {
+        coil__ctx_switch(&from->ctx, to);
+    }
+}
+
+/* It is time for a look at the clock, or for the loop. */
+static __attribute__((noinline)) void switch_after_look(struct coil__sched *s, struct coil__task *from) {
+    if (loop_is_next(s)) {
+        s->current = NULL;
+        switch_to(s, from, &s->loop);
+        return;
+    }
+    struct coil__task *next = take_ready(s);
+    if (next != from) switch_to(s, from, &next->ctx);
+}
+
+/* The current task has said why it stops (PARKED, or READY again); the next one runs. Always inline, nothing
+ * is left to be done when the task comes back, and whatever is rare is a call at the end of a path: so that
+ * no registers are saved but by the switch itself. */
+static inline __attribute__((always_inline)) void switch_away(struct coil__sched *s,
+                                                              struct coil__task *from) {
+    if (UNLIKELY(s->until_look == 0 || coil__ring_queue_count(&s->ready) == 0)) {
+        switch_after_look(s, from);
+        return;
+    }
+    struct coil__task *next = take_ready(s);
+    if (LIKELY(next != from)) switch_to(s, from, &next->ctx);
 }
 
 uint32_t coil__sched_run(struct coil__sched *s, uint32_t resumes) {
-    uint64_t before = s->resumes;
-    s->slice = resumes;
-    struct coil__task *first = take_ready(s);
-    if (!first) return 0;
-    coil__ctx_switch(&s->loop, &first->ctx);
-    arrived(s);
+    uint64_t before = coil__resumes(s);
+    if (before - s->looked_resumes >= s->stride) {
+        coil__clock(s);
+        judge_pace(s);
+    }
+    s->resumes_ahead = before + resumes;
+    set_next_look(s, resumes);
+    coil__ctx_switch(&s->loop, &take_ready(s)->ctx);
+    bury(s);
     CHECK(s->current == NULL);
-    return (uint32_t)(s->resumes - before);
+    return (uint32_t)(coil__resumes(s) - before);
 }
 
 void coil__sched_next_turn(struct coil__sched *s) {
+    judge_pace(s);
     for (struct coil__task *t; (t = coil__ring_queue_pop(&s->later));)
         coil__ring_queue_push(&s->ready, t);
 }
 
 /* ---- park and ready ---- */
 
+/* The scheduler is coil__here rather than t->sched: so the processor can find the next task while it still
+ * waits for which one is current, which was the longest chain of loads in a switch. */
 void coil__park(struct coil__task *t, struct coil__wait *w) {
-    struct coil__sched *s = t->sched;
+    struct coil__sched *s = coil__here;
     w->task = t;
     t->wait = w;
     t->state = COIL__PARKED;
@@ -224,15 +270,32 @@ void coil__park(struct coil__task *t, struct coil__wait *w) {
     CHECK(t->state == COIL__RUNNING);
 }
 
-void coil__step_aside(struct coil__task *t) {
+static inline __attribute__((always_inline)) void step_aside(struct coil__task *t) {
+    struct coil__sched *s = coil__here;
     t->state = COIL__READY;
-    coil__ring_queue_push(&t->sched->ready, t);
-    switch_away(t->sched, t);
+    coil__ring_queue_push(&s->ready, t);
+    switch_away(s, t);
+}
+
+void coil__step_aside(struct coil__task *t) {
+    step_aside(t);
+}
+
+/* Stands here, not beside the other public calls, to save a call within the shortest of them. */
+int coil_yield(void) {
+    struct coil__task *t = coil__current("coil_yield");
+    int err = coil__admit(t);
+    if (err) return err;
+    step_aside(t);
+    return 0;
 }
 
 void coil__give_way(struct coil__task *t) {
     struct coil__sched *s = t->sched;
-    if (coil__clock(s) >= s->turn_ends_ns) s->slice = 0;
+    if (coil__clock(s) >= s->turn_ends_ns) {
+        s->resumes_ahead = coil__resumes(s);
+        s->until_look = s->slice = 0;
+    }
     coil__step_aside(t);
 }
 
@@ -294,16 +357,17 @@ _Noreturn static void task_ends(struct coil__task *t) {
     if (t->unguarded && !coil__stack_canary_ok(t->stack)) coil__stack_overflowed(t->stack);
     bool kept = t->group && t->ended(t);
     if (!kept && (tell_joiners(t) || t->detached)) coil__task_free(t);
+    bury(s);
     s->dead = t;
-    struct coil__task *next = next_ready(s);
-    coil__ctx_leave(&t->ctx, next ? &next->ctx : &s->loop);
+    bool loop = loop_is_next(s);
+    if (loop) s->current = NULL;
+    coil__ctx_leave(&t->ctx, loop ? &s->loop : &take_ready(s)->ctx);
     __builtin_unreachable();
 }
 
 static void task_begins(void *arg) {
     struct coil__task *t = arg;
     coil__ctx_entered(&t->ctx);
-    arrived(t->sched);
     t->result = t->fn(t->arg);
     task_ends(t);
 }
@@ -336,7 +400,7 @@ static void reset(struct coil__task *t, const coil_spawn_opts *o, coil_fn *fn, v
     t->arg = arg;
     t->limit_ns = t->shield_ns = COIL__NEVER;
     t->stop = t->cancelled = t->sched->ending;
-    t->detached = t->cxa_saved = t->shielded = t->fired = false;
+    t->detached = t->shielded = t->fired = false;
     t->wait = NULL;
     t->group = NULL;
     t->open_groups = NULL;
@@ -353,6 +417,7 @@ int coil__task_new(struct coil__sched *s, const coil_spawn_opts *o, coil_fn *fn,
     *out = NULL;
     if (!fn || (o && !RESERVED_ZERO(o))) return -EINVAL;
     if (s->tasks_max && s->live >= s->tasks_max) return -EAGAIN;
+    bury(s);
     struct coil__stack *stack;
     int err = coil__stack_get(&s->stacks, o ? o->stack_size : 0, &stack);
     if (err) return err;
@@ -384,7 +449,8 @@ void coil__sched_init(struct coil__sched *s, size_t tasks_max) {
 #ifndef NDEBUG
     s->fp_control = coil__fp_control();
 #endif
-    coil__clock(s);
+    s->stride = COIL__STRIDE_MIN;
+    s->looked_ns = coil__clock(s);
 }
 
 void coil__sched_free(struct coil__sched *s) {

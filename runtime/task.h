@@ -6,9 +6,10 @@
  *   3. RUNNING  the one whose stack is in use; from READY only.
  *   4. PARKED   `wait` says on what; from RUNNING only, by itself. Back to READY by coil__ready, exactly once
  * per park.
- *   5. ENDED    its function has returned; its stack is given back by the next context that runs. The record
- * stays until the result was joined, or goes at once where nobody may join it. Then its generation goes up:
- * FREE. A task never leaves its worker, so thread-local pointers stay valid across a park. */
+ *   5. ENDED    its function has returned; its stack is given back when the loop or a spawn or the end of
+ * another task comes next. The record stays until the result was joined, or goes at once where nobody may
+ * join it. Then its generation goes up: FREE. A task never leaves its worker, so thread-local pointers stay
+ * valid across a park. */
 #ifndef COIL__TASK_H
 #define COIL__TASK_H
 
@@ -83,7 +84,6 @@ struct coil__task {
     bool stop;               /* cancelled, and no shield is in force: [parks] calls refuse */
     bool cancelled;          /* stays until the task ends */
     bool detached;           /* nobody joins it */
-    bool cxa_saved;          /* it parked with C++ exceptions in the making; cxa[] holds them */
     bool unguarded;          /* its stack has a canary instead of a guard: looked at whenever it is left */
     uint16_t quick;          /* calls that finished without parking since it was resumed */
     struct coil__stack *stack;
@@ -126,7 +126,6 @@ struct coil__task {
 
     struct coil__stack_label label; /* what an overflow report says */
     char name[32];
-    void *cxa[2];
 
     /* A cancel posted by another thread: see cancel.c. */
     struct coil__letter cancel_letter;
@@ -138,23 +137,30 @@ enum {
     COIL__CHUNKS = 22,
     COIL__CHUNK0 = 256, /* chunk k of the slab holds CHUNK0 << k records */
     COIL__QUICK_MAX = 64,
-    COIL__RESUMES_PER_CLOCK = 16,
+    /* Resumes between two looks at the clock: the more of them the less time they have lately taken. */
+    COIL__STRIDE_MIN = 16,
+    COIL__STRIDE_MAX = 64,
+    COIL__BRISK_NS = 100, /* a resume that takes no longer is a short one */
 };
 
 /* The scheduler: one per worker, which embeds it as its first member. */
 struct coil__sched {
     struct coil__ring_queue ready; /* tasks in state READY */
     struct coil__task *current;    /* RUNNING; NULL in the worker's loop */
-    struct coil__task *dead;       /* has just ended: the next context to run gives its stack back */
-    uint64_t resumes;              /* so far */
-    uint32_t slice;                /* resumes left before the loop has the worker again ... */
+    uint32_t until_look;           /* resumes left before the next look at the clock ... */
+    uint32_t slice;                /* ... and from there on before the loop has the worker again ... */
     int64_t turn_ends_ns;          /* ... which it also has from this moment on */
+    uint64_t resumes_ahead;        /* how many there will have been at the end of this slice */
     uint32_t outside;              /* parked tasks whose wait something outside can end */
-    int64_t now_ns;                /* the worker's clock: read each turn and every 16 resumes */
+    uint32_t stride;               /* resumes from one look to the next */
+    int64_t now_ns;                /* the worker's clock: read each turn, and at each look */
     void **cxa_globals;            /* this thread's C++ exception globals; NULL without a C++ runtime */
     struct coil__driver *driver;
     struct coil__ctx loop;
 
+    struct coil__task *dead;       /* has ended, and its stack is still to be given back */
+    uint64_t looked_resumes;       /* how many there had been at the last look ... */
+    int64_t looked_ns;             /* ... and when it was */
     struct coil__ring_queue later; /* READY too, but not before the next turn */
     struct coil__heap timers;
     int64_t slept_ns; /* from when the last coil_sleep counts: no two from the same moment */
@@ -189,8 +195,13 @@ void coil__sched_free(struct coil__sched *s);
 /* Gives the worker to ready tasks, from its loop, for at most `resumes` of them and until turn_ends_ns; says
  * how many there were. */
 uint32_t coil__sched_run(struct coil__sched *s, uint32_t resumes);
-/* What waited for the next turn becomes ready. */
+/* A turn begins; its clock has just been read. What waited for it becomes ready. */
 void coil__sched_next_turn(struct coil__sched *s);
+
+/* How many resumes there have been. */
+static inline uint64_t coil__resumes(const struct coil__sched *s) {
+    return s->resumes_ahead - s->until_look - s->slice;
+}
 
 /* A new task, READY; site: where the program asked for it. 0, -ENOMEM, -EAGAIN, -EINVAL. */
 int coil__task_new(struct coil__sched *s, const coil_spawn_opts *o, coil_fn *fn, void *arg, const void *site,
@@ -251,7 +262,9 @@ static inline struct coil__task *coil__current(const char *call) {
 /* First thing in every [parks] call: 0, or -ECANCELED or -ETIME after the others had a turn. */
 static inline int coil__admit(struct coil__task *t) {
     if (LIKELY(!t->stop && t->sched->now_ns < t->limit_ns)) return 0;
-    return coil__refuse(t);
+    int err = coil__refuse(t);
+    if (err == 0) __builtin_unreachable(); /* or the compiler keeps registers for what would follow */
+    return err;
 }
 
 /* The current task goes behind all that are ready now, after a look at the clock: it has done work that may

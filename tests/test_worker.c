@@ -221,6 +221,79 @@ Test(worker, one_turn_resumes_at_most_128_tasks) {
     cr_assert_eq(coil_run(turn_budget, NULL), 0);
 }
 
+/* A clock that only the tasks of the test move on, each by cost_ns when it runs. */
+static struct {
+    int64_t now_ns, cost_ns;
+    unsigned looks;
+    bool stop;
+} pace;
+
+static int64_t paced_now(void) {
+    pace.looks++;
+    return pace.now_ns;
+}
+
+static int runs_at_a_pace(void *arg) {
+    (void)arg;
+    int err = 0;
+    while (!pace.stop && !err) {
+        pace.now_ns += pace.cost_ns;
+        err = coil_yield();
+    }
+    return err;
+}
+
+/* What `count` yields, each beside 199 others', have taken. */
+struct pace_taken {
+    uint64_t resumes, turns;
+    unsigned looks;
+};
+
+static struct pace_taken yields(int count, int64_t cost_ns) {
+    coil_stats before = stats();
+    pace.cost_ns = cost_ns;
+    pace.looks = 0;
+    for (int i = 0; i < count; i++)
+        cr_expect_eq(coil_yield(), 0);
+    coil_stats after = stats();
+    return (struct pace_taken){after.resumes - before.resumes, after.turns - before.turns, pace.looks};
+}
+
+static int paces(void *arg) {
+    (void)arg;
+    coil_task t[200];
+    struct coil__sched *s = coil__here;
+    const struct coil__sys *real = s->driver->sys;
+    struct coil__sys paced = *real;
+    paced.now = paced_now;
+    pace.now_ns = real->now();
+    pace.stop = false;
+    s->driver->sys = &paced;
+    for (int i = 0; i < 200; i++)
+        cr_expect_eq(coil_spawn(&t[i], runs_at_a_pace, NULL), 0);
+    yields(5, 50);
+    struct pace_taken x = yields(50, 50);
+    cr_expect_geq(x.looks * 64, x.resumes - 64, "brisk: %u looks, %d resumes", x.looks, (int)x.resumes);
+    cr_expect_leq(x.turns, x.resumes / 128 + 2, "brisk: %d turns, %d resumes", (int)x.turns, (int)x.resumes);
+    x = yields(1, 300000); /* one turn may have begun, whose next look is 64 resumes away */
+    cr_expect_geq(x.turns, (200 - 64) / 16, "suddenly slow: %d turns", (int)x.turns);
+    x = yields(5, 300000);
+    cr_expect_geq(x.turns * 16 + 16, x.resumes, "slow: %d turns, %d resumes", (int)x.turns, (int)x.resumes);
+    x = yields(20, 1000); /* 128 of these fit into a turn */
+    cr_expect_geq(x.looks * 16, x.resumes - 16, "between: %u looks, %d resumes", x.looks, (int)x.resumes);
+    pace.stop = true;
+    for (int i = 0; i < 200; i++)
+        cr_expect_eq(join(t[i]), 0);
+    coil__clock(s);
+    s->driver->sys = real;
+    return 0;
+}
+
+/* 200 us a turn, seen at most 16 resumes late; or 64 where none of the last ones took longer than 100 ns. */
+Test(worker, the_clock_is_read_the_more_often_the_longer_tasks_run) {
+    cr_assert_eq(coil_run(paces, NULL), 0);
+}
+
 static int retries_for_ever(void *arg) {
     struct busy *b = arg;
     while (!b->stop) {
