@@ -60,6 +60,13 @@ void __wrap_coil__step_aside(struct coil__task *t) {
     __real_coil__step_aside(t);
 }
 
+int __real_coil_yield(void);
+int __wrap_coil_yield(void);
+int __wrap_coil_yield(void) {
+    at_a_suspension(coil__here->current);
+    return __real_coil_yield();
+}
+
 /* ---- one run ---- */
 
 struct scene {
