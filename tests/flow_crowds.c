@@ -26,6 +26,7 @@ static int spawns_and_joins(void *arg) {
 }
 
 Test(flow_crowds, a_hundred_thousand_spawns_and_joins_in_a_loop) {
+    cr_assert_eq(coil_run(spawns_and_joins, NULL), 0); /* what is made once is made */
     int maps = check_map_count();
     cr_assert_eq(coil_run(spawns_and_joins, NULL), 0);
     cr_expect_leq(check_map_count(), maps + 2);
