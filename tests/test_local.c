@@ -12,7 +12,10 @@
 static char destroyed[64]; /* one letter for each call of a destructor */
 
 static void note(void *value) {
-    strncat(destroyed, value, 1);
+    size_t n = strlen(destroyed);
+    if (n + 1 == sizeof destroyed) return;
+    destroyed[n] = *(const char *)value;
+    destroyed[n + 1] = '\0';
 }
 
 static void note_and_free(void *value) {
