@@ -193,6 +193,12 @@ static int removes_before_its_turn(void *arg) {
     return coil_local_set(&removing, "r");
 }
 
+static int removes_what_was_just_set(void *arg) {
+    (void)arg;
+    cr_expect_eq(coil_local_set(&removing, "r"), 0);
+    return coil_local_set(&setting, "s");
+}
+
 static void again(void *value);
 static const coil_key stubborn = {again};
 
@@ -214,6 +220,7 @@ static int destructors_do_things(void *arg) {
     cr_expect_str_eq(noted_by(is_parked), "p");
     cr_expect_str_eq(noted_by(leads_to_another), "sn", "what it sets is destroyed too");
     cr_expect_str_eq(noted_by(removes_before_its_turn), "r");
+    cr_expect_str_eq(noted_by(removes_what_was_just_set), "sr");
     cr_expect_str_eq(noted_by(never_done), "s2sss", "four rounds");
     return 0;
 }
@@ -303,8 +310,10 @@ static int holds_nothing(void *arg) {
     (void)arg;
     many_tasks(NULL);
     size_t heap = check_heap_bytes();
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < 5; i++) {
         many_tasks(NULL);
+        noted_by(never_done);
+    }
     cr_expect_leq(check_heap_bytes(), heap);
     return 0;
 }
