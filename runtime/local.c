@@ -62,7 +62,7 @@ static void destroy_all(struct coil__task *t) {
     }
     while (v->first)
         take(&v->first);
-    t->locals = NULL;
+    t->locals = NULL; /* the record will be used again */
     free(v);
 }
 

@@ -405,7 +405,6 @@ static void reset(struct coil__task *t, const coil_spawn_opts *o, coil_fn *fn, v
     t->group = NULL;
     t->open_groups = NULL;
     t->result_to = NULL;
-    t->locals = NULL;
     t->depth = t->limit_owner = t->inherit_fired = t->shield_owner = 0;
     t->name[0] = 0;
     coil__list_init(&t->joiners);

@@ -496,8 +496,8 @@ static int asks_late(void *arg) {
     COIL_GROUP(g);
     spawn_and_let_end(&g, 0, KEPT);
     expect_ends(&g, 0, KEPT);
-    spawn_and_let_end(&g, 0, 3 * KEPT);
-    expect_ends(&g, 0, 3 * KEPT);
+    spawn_and_let_end(&g, 0, 2 * KEPT);
+    expect_ends(&g, 0, 2 * KEPT);
     return coil_group_wait(&g);
 }
 
@@ -510,8 +510,8 @@ static int says_that_it_will_ask(void *arg) {
     COIL_GROUP(g);
     coil_group_keep_results(&g);
     for (int i = 0; i < 2; i++) {
-        spawn_and_let_end(&g, 0, 3 * KEPT);
-        expect_ends(&g, 0, 3 * KEPT);
+        spawn_and_let_end(&g, 0, 2 * KEPT);
+        expect_ends(&g, 0, 2 * KEPT);
         cr_expect_eq(coil_group_wait(&g), 0);
     }
     return 0;
@@ -548,7 +548,7 @@ Test(group, results_that_nobody_asked_for_in_time_are_told_to_be_lost) {
 static int never_asks(void *arg) {
     int *slots = arg;
     COIL_GROUP(g);
-    for (int round = 0; round < 40; round++)
+    for (int round = 0; round < 8; round++)
         spawn_and_let_end(&g, 0, 500);
     coil_task t;
     cr_expect_eq(coil_spawn(&t, returns_arg, NULL), 0);
@@ -568,7 +568,7 @@ static int drops_ends(void *arg) {
     (void)arg;
     cr_expect_eq(coil_spawn(&first, returns_arg, NULL), 0);
     cr_expect_eq(coil_join(first, NULL), 0);
-    for (int round = 0; round < 2000; round++) {
+    for (int round = 0; round < 300; round++) {
         COIL_GROUP(g);
         spawn_and_let_end(&g, 0, 5);
         if (round % 2) cr_expect_eq(coil_group_wait(&g), 0);

@@ -12,7 +12,10 @@
 static char destroyed[64]; /* one letter for each call of a destructor */
 
 static void note(void *value) {
-    strncat(destroyed, value, 1);
+    size_t n = strlen(destroyed);
+    if (n + 1 == sizeof destroyed) return;
+    destroyed[n] = *(const char *)value;
+    destroyed[n + 1] = '\0';
 }
 
 static void note_and_free(void *value) {
@@ -124,7 +127,7 @@ static void looks_around(void *value) {
     (void)unused;
     cr_expect(coil_task_same(coil_self(), ending), "it runs in the task");
     cr_expect_str_eq(coil_local(&first), "1", "set earlier, so still there");
-    strcat(destroyed, "l");
+    note("l");
 }
 
 static const coil_key looking = {looks_around};
@@ -190,6 +193,12 @@ static int removes_before_its_turn(void *arg) {
     return coil_local_set(&removing, "r");
 }
 
+static int removes_what_was_just_set(void *arg) {
+    (void)arg;
+    cr_expect_eq(coil_local_set(&removing, "r"), 0);
+    return coil_local_set(&setting, "s");
+}
+
 static void again(void *value);
 static const coil_key stubborn = {again};
 
@@ -211,6 +220,7 @@ static int destructors_do_things(void *arg) {
     cr_expect_str_eq(noted_by(is_parked), "p");
     cr_expect_str_eq(noted_by(leads_to_another), "sn", "what it sets is destroyed too");
     cr_expect_str_eq(noted_by(removes_before_its_turn), "r");
+    cr_expect_str_eq(noted_by(removes_what_was_just_set), "sr");
     cr_expect_str_eq(noted_by(never_done), "s2sss", "four rounds");
     return 0;
 }
@@ -300,8 +310,10 @@ static int holds_nothing(void *arg) {
     (void)arg;
     many_tasks(NULL);
     size_t heap = check_heap_bytes();
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < 5; i++) {
         many_tasks(NULL);
+        noted_by(never_done);
+    }
     cr_expect_leq(check_heap_bytes(), heap);
     return 0;
 }

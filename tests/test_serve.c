@@ -153,6 +153,29 @@ Test(serve, each_connection_has_a_task_and_is_closed_when_its_handler_returns) {
     check_run(serves_many);
 }
 
+/* Task records are used again, so that the places of the handlers stay low. */
+static int serves_one_after_another(void *arg) {
+    uint32_t highest = 0;
+    (void)arg;
+    struct server sv = server_of(echoes);
+    start(&sv);
+    for (int i = 0; i < 40; i++) {
+        int fd = connected(&sv);
+        cr_expect(echo_works(fd));
+        if (sv.handler.slot > highest) highest = sv.handler.slot;
+        close(fd);
+        cr_expect(PEERS_AWAIT(sv.ended == i + 1));
+    }
+    cr_expect_lt(highest, 20u);
+    cr_expect_eq(stopped(&sv), 0);
+    coil_listener_close(sv.l);
+    return 0;
+}
+
+Test(serve, connections_that_have_ended_leave_no_record_behind) {
+    check_run(serves_one_after_another);
+}
+
 static int bad_arguments(void *arg) {
     (void)arg;
     struct server sv = server_of(echoes);

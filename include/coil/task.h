@@ -90,7 +90,8 @@ COIL_API coil_task coil_self(void);
  * Mark: [parks]. Thread: a task. */
 COIL_API int coil_yield(void);
 
-/* Sleeps for d; for 0 or less it is coil_yield.
+/* Sleeps for d; for 0 or less it is coil_yield. Equal sleeps of one worker end in the order in which they
+ * began.
  * Returns: 0 after the whole time, at most timer_slack later.
  * Errors: -ECANCELED, -ETIME: refused, or woken early.
  * Mark: [parks]. Thread: a task. */
