@@ -4,11 +4,15 @@
 
 #include "worker.h"
 
-/* Lies on the parked task's stack, inside what the job works on. */
+#include "coil/blocking.h"
+
+/* Lies on the parked task's stack, inside what the job works on; that of a call which may be left behind lies
+ * in memory of its own. */
 struct coil__blocking {
     struct coil__job job; /* run and lane are the caller's to fill in */
     int fd;               /* what it works on; -1: no descriptor */
     bool closes;          /* it closes fd */
+    coil_fn *fn;          /* for reports: the program's function; NULL: a job of coil's own */
 
     struct coil__wait wait;
     struct coil__letter letter; /* says that it is over */
@@ -27,5 +31,8 @@ int coil__blocking_call_always(struct coil__task *t, struct coil__blocking *b, c
 
 /* Takes back or waits for all jobs on fd: before it is closed. As coil__ops_end_on. */
 int coil__blocking_end_on(struct coil__task *t, int fd);
+
+/* Says which of the program's functions the pool still has from this worker's tasks, one per line. */
+void coil__blocking_report(const struct coil__worker *w);
 
 #endif

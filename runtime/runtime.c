@@ -1,4 +1,5 @@
 /* coil_run: from options to a worker, until its last task has ended. */
+#include "blocking.h"
 #include "cancel.h"
 #include "caps.h"
 #include "hybrid.h"
@@ -139,6 +140,7 @@ static void exit_report(struct coil__timer *timer) {
                 "coil: main has returned %.1f s ago, and %u tasks that were cancelled have not ended:\n",
                 (double)waited_ns / 1e9, r->w.s.live);
         report_tasks(&r->w.s);
+        coil__blocking_report(&r->w);
     }
     if (over) {
         fprintf(stderr, "coil: exit_limit is over, aborting\n");
@@ -148,11 +150,11 @@ static void exit_report(struct coil__timer *timer) {
     if (r->exit_limit_ns) coil__timer_arm(&r->w.s, timer, coil__add_ns(r->exit_began_ns, r->exit_limit_ns));
 }
 
-/* The main task has returned: everybody else is asked to end. */
+/* The main task has returned: everybody else is asked to end. Calls that were left behind are waited for. */
 static void begin_exit(struct run *r) {
     struct coil__sched *s = &r->w.s;
     s->ending = true;
-    if (s->live == 1) return;
+    if (s->live == 1 && coil__list_empty(&r->w.jobs)) return;
     coil__cancel_all(s);
     r->exit_began_ns = coil__clock(s);
     int64_t first_ns = exit_report_ns;
@@ -314,7 +316,7 @@ static int run_tasks(struct run *r) {
     if (coil__heap_take_seat(&s->timers)) return out_of_memory(r->w.quiet);
     if (coil__task_new(s, &named, main_task, r, NULL, &t)) return out_of_memory(r->w.quiet);
     t->detached = true;
-    while (s->live)
+    while (s->live || !coil__list_empty(&r->w.jobs))
         coil__worker_turn(&r->w);
     return r->deadlocked ? -EDEADLK : r->result;
 }

@@ -46,11 +46,13 @@
 #ifndef COIL_H
 #define COIL_H
 
+#include "blocking.h"
 #include "core.h"
 #include "group.h"
 #include "io.h"
 #include "net.h"
 #include "runtime.h"
+#include "shared.h"
 #include "signal.h"
 #include "stream.h"
 #include "task.h"
