@@ -22,7 +22,11 @@
 
 enum { LOCK_BITS = 5 }; /* all are held at once in a fork, and TSan knows up to 64 */
 
-static struct lock { pthread_mutex_t mutex; } __attribute__((aligned(64))) locks[1 << LOCK_BITS];
+static struct lock {
+    pthread_mutex_t mutex;
+} __attribute__((aligned(64))) locks[1 << LOCK_BITS] = {
+    [0 ...(1 << LOCK_BITS) - 1] = {PTHREAD_MUTEX_INITIALIZER},
+};
 
 static void before_fork(void) {
     for (size_t i = 0; i < ARRAY_SIZE(locks); i++)
@@ -34,15 +38,13 @@ static void after_fork(void) {
         pthread_mutex_unlock(&locks[i].mutex);
 }
 
-static void begin(void) {
-    for (size_t i = 0; i < ARRAY_SIZE(locks); i++)
-        pthread_mutex_init(&locks[i].mutex, NULL);
+static void watch_forks(void) {
     pthread_atfork(before_fork, after_fork, after_fork);
 }
 
 static pthread_mutex_t *lock(const void *object) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, begin);
+    pthread_once(&once, watch_forks);
     uint64_t hash = (uint64_t)(uintptr_t)object * UINT64_C(0x9E3779B97F4A7C15);
     pthread_mutex_t *m = &locks[hash >> (64 - LOCK_BITS)].mutex;
     pthread_mutex_lock(m);
@@ -340,11 +342,10 @@ static int try_recv(struct chan *ch, void *item, struct waiter ***told) {
 
 int coil_shared_chan_open(coil_shared_chan *c, size_t item_size, size_t capacity) {
     struct chan *ch = (struct chan *)(void *)c;
+    size_t bytes;
     *ch = (struct chan){.item_size = item_size, .capacity = capacity};
-    if (item_size && capacity) {
-        ch->buf = calloc(capacity, item_size);
-        if (!ch->buf) return -ENOMEM;
-    }
+    if (__builtin_mul_overflow(item_size, capacity, &bytes)) return -ENOMEM;
+    if (bytes && !(ch->buf = malloc(bytes))) return -ENOMEM;
     coil__list_init(&ch->senders);
     coil__list_init(&ch->receivers);
     ch->open = true;
