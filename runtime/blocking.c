@@ -1,8 +1,16 @@
 /* A task's call on a thread of the blocking pool.
  *
  * A job that has begun can't be stopped, and works on memory of the task that asked for it: so it is waited
- * for, and its result counts. One that has not begun is taken back. */
+ * for, and its result counts. One that has not begun is taken back. Only a call that owns what it works on
+ * may be left behind; the worker keeps it among its jobs, and its run goes on, until its letter has come. */
 #include "blocking.h"
+
+#include <stdlib.h>
+
+static void count(struct coil__worker *w, const struct coil__blocking *b) {
+    w->stats.jobs++;
+    w->stats.jobs_wait_ns += (uint64_t)(b->job.begun_ns - b->job.queued_ns);
+}
 
 /* In the worker: run, or taken back. */
 static void over(struct coil__worker *w, struct coil__blocking *b) {
@@ -10,9 +18,7 @@ static void over(struct coil__worker *w, struct coil__blocking *b) {
     coil__node_unlink(&b->node);
     coil__ready(&b->wait, 0);
     if (closer) coil__ready(closer, 0);
-    if (b->taken_back) return;
-    w->stats.jobs++;
-    w->stats.jobs_wait_ns += (uint64_t)(b->job.begun_ns - b->job.queued_ns);
+    if (!b->taken_back) count(w, b);
 }
 
 static void take_back(struct coil__worker *w, struct coil__blocking *b) {
@@ -25,7 +31,7 @@ static void blocking_abort(struct coil__wait *wait) {
     take_back(coil__worker_of(wait->task->sched), CONTAINER_OF(wait, struct coil__blocking, wait));
 }
 
-static void deliver(struct coil__letter *l) {
+static void deliver_borrowed(struct coil__letter *l) {
     struct coil__blocking *b = CONTAINER_OF(l, struct coil__blocking, letter);
     over(coil__worker_of(b->wait.task->sched), b);
 }
@@ -41,9 +47,10 @@ static void job_ended(struct coil__job *j) {
     CHECK(coil__worker_with(b->worker, post, &b->letter));
 }
 
-static int hand_over(struct coil__task *t, struct coil__blocking *b, const char *what) {
+static int hand_over(struct coil__task *t, struct coil__blocking *b, const char *what,
+                     void (*abort)(struct coil__wait *), void (*deliver)(struct coil__letter *)) {
     struct coil__worker *w = coil__worker_of(t->sched);
-    b->wait = (struct coil__wait){.abort = blocking_abort, .what = what, .fd = b->fd, .outside = true};
+    b->wait = (struct coil__wait){.abort = abort, .what = what, .fd = b->fd, .outside = true};
     b->letter.deliver = deliver;
     b->node = b->job.node = (struct coil__node){0};
     b->job.ended = job_ended;
@@ -57,7 +64,7 @@ static int hand_over(struct coil__task *t, struct coil__blocking *b, const char 
 }
 
 int coil__blocking_call(struct coil__task *t, struct coil__blocking *b, const char *what, int64_t until_ns) {
-    int err = hand_over(t, b, what);
+    int err = hand_over(t, b, what, blocking_abort, deliver_borrowed);
     if (err) return err;
     coil__park_until(t, &b->wait, until_ns);
     if (!b->taken_back) return 0;
@@ -65,7 +72,7 @@ int coil__blocking_call(struct coil__task *t, struct coil__blocking *b, const ch
 }
 
 int coil__blocking_call_always(struct coil__task *t, struct coil__blocking *b, const char *what) {
-    int err = hand_over(t, b, what);
+    int err = hand_over(t, b, what, blocking_abort, deliver_borrowed);
     if (err) return err;
     coil__park_always(t, &b->wait);
     return 0;
@@ -96,4 +103,107 @@ int coil__blocking_end_on(struct coil__task *t, int fd) {
         coil__park_always(t, &wait);
     }
     return 0;
+}
+
+/* ---- the program's functions ---- */
+
+struct borrowed {
+    struct coil__blocking b;
+    void *arg;
+    int result;
+};
+
+static void run_borrowed(struct coil__job *j) {
+    struct borrowed *c = CONTAINER_OF(j, struct borrowed, b.job);
+    c->result = c->b.fn(c->arg);
+}
+
+int coil_blocking(coil_fn *fn, void *arg, int *result) {
+    struct coil__task *t = coil__current("coil_blocking");
+    int err = coil__admit(t);
+    if (err) return err;
+    if (!fn) return -EINVAL;
+    struct borrowed c = {.b = {.fd = -1, .fn = fn}, .arg = arg};
+    c.b.job.run = run_borrowed;
+    c.b.job.lane = COIL__LANE_USER;
+    err = coil__blocking_call(t, &c.b, "blocking call", t->limit_ns);
+    if (err == -EAGAIN) coil__charge(t); /* else one that tries again and again would hold the worker */
+    if (!err && result) *result = c.result;
+    return err;
+}
+
+/* ---- calls that may be left behind ---- */
+
+/* One exchange settles who has the argument: the thread says ENDED when fn has returned, the task says LEFT
+ * when it goes away, and the first of them decides. */
+enum fate { GOES_ON, ENDED, LEFT };
+
+struct owned {
+    struct coil__blocking b;
+    void *arg;
+    void (*drop)(void *arg);
+    int result;
+    atomic_int fate;
+    bool *left; /* on the task's stack, since this may be gone when a task that has left runs */
+};
+
+static void run_owned(struct coil__job *j) {
+    struct owned *o = CONTAINER_OF(j, struct owned, b.job);
+    o->result = o->b.fn(o->arg);
+    if (atomic_exchange(&o->fate, ENDED) == LEFT && o->drop) o->drop(o->arg);
+}
+
+static void deliver_owned(struct coil__letter *l) {
+    struct owned *o = CONTAINER_OF(l, struct owned, b.letter);
+    struct coil__worker *w = coil__worker_of(o->b.wait.task->sched);
+    if (o->left) {
+        over(w, &o->b);
+        return;
+    }
+    coil__node_unlink(&o->b.node);
+    count(w, &o->b);
+    free(o);
+}
+
+static void owned_abort(struct coil__wait *wait) {
+    struct owned *o = CONTAINER_OF(wait, struct owned, b.wait);
+    int fate = GOES_ON;
+    blocking_abort(wait);
+    if (o->b.taken_back || !atomic_compare_exchange_strong(&o->fate, &fate, LEFT)) return;
+    *o->left = true;
+    o->left = NULL;
+    coil__ready(wait, 0);
+}
+
+static int call_owned(struct coil__task *t, struct owned *o, int *result) {
+    bool left = false;
+    int err = hand_over(t, &o->b, "blocking call", owned_abort, deliver_owned);
+    if (!err) {
+        o->left = &left;
+        coil__park_until(t, &o->b.wait, t->limit_ns);
+        if (left || o->b.taken_back) err = coil__stop_error(t);
+        if (left) return err;
+    }
+    if (!err && result) *result = o->result;
+    if (err && o->drop) o->drop(o->arg);
+    free(o);
+    return err;
+}
+
+int coil_blocking_owned(coil_fn *fn, void *arg, void (*drop)(void *arg), int *result) {
+    struct coil__task *t = coil__current("coil_blocking_owned");
+    struct owned *o = NULL;
+    int err = coil__admit(t);
+    if (!err && !fn) err = -EINVAL;
+    if (!err && !(o = malloc(sizeof *o))) err = -ENOMEM;
+    if (err) {
+        if (drop) drop(arg);
+        return err;
+    }
+    *o = (struct owned){.b = {.fd = -1, .fn = fn}, .arg = arg, .drop = drop};
+    o->b.job.run = run_owned;
+    o->b.job.lane = COIL__LANE_USER;
+    err = call_owned(t, o, result);
+    if (err == -EAGAIN) coil__charge(t);
+    return err;
 }

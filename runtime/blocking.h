@@ -4,11 +4,15 @@
 
 #include "worker.h"
 
-/* Lies on the parked task's stack, inside what the job works on. */
+#include "coil/blocking.h"
+
+/* Lies on the parked task's stack, inside what the job works on; that of a call which may be left behind lies
+ * in memory of its own. */
 struct coil__blocking {
     struct coil__job job; /* run and lane are the caller's to fill in */
     int fd;               /* what it works on; -1: no descriptor */
     bool closes;          /* it closes fd */
+    coil_fn *fn;          /* for reports: the program's function; NULL: a job of coil's own */
 
     struct coil__wait wait;
     struct coil__letter letter; /* says that it is over */

@@ -238,13 +238,26 @@ static void print_tree(struct dump *d) {
     }
 }
 
+/* What the pool has from this worker; also calls that their tasks have left behind. */
 static void print_jobs(struct dump *d) {
+    const struct coil__symbol *sym;
     LIST_EACH(n, &d->w->jobs) {
         const struct coil__blocking *b = CONTAINER_OF(n, struct coil__blocking, node);
-        fprintf(d->out, "  on the blocking pool: %s", b->wait.what);
+        fprintf(d->out, "%son the blocking pool: %s", d->indent, b->wait.what);
         if (b->fd >= 0) fprintf(d->out, " on descriptor %d", b->fd);
+        if (b->fn) {
+            int innermost = coil__symbols_find(d->symbols, begin_of(b->fn), &sym) - 1;
+            if (sym[innermost].function) fprintf(d->out, " of %s", sym[innermost].function);
+        }
+        fputs(", for ", d->out);
+        coil__print_ns(d->out, MAX(d->now_ns - b->job.queued_ns, 0));
         fputc('\n', d->out);
     }
+}
+
+static void print_jobs_for_report(struct dump *d) {
+    snprintf(d->indent, sizeof d->indent, "coil:   ");
+    print_jobs(d);
 }
 
 static void print_tasks(struct dump *d) {
@@ -252,6 +265,7 @@ static void print_tasks(struct dump *d) {
     const struct coil__worker *w = d->w;
     fprintf(d->out, "coil: worker %u (%s), tasks: %u, requests in the kernel: %u\n", w->s.worker,
             drivers[w->s.driver->kind], w->s.live, w->ops.live);
+    snprintf(d->indent, sizeof d->indent, "  ");
     print_jobs(d);
     print_tree(d);
 }
@@ -373,4 +387,11 @@ void coil_dump_tasks(FILE *out) {
 
 void coil__dump_worker(struct coil__worker *w) {
     make_dump(w, stderr, print_tasks);
+}
+
+void coil__report_exit(struct coil__worker *w, int64_t waited_ns) {
+    fprintf(stderr, "coil: main has returned %.1f s ago, and %u tasks that were cancelled have not ended:\n",
+            (double)waited_ns / 1e9, w->s.live);
+    coil__report_waits(w);
+    if (!coil__list_empty(&w->jobs)) make_dump(w, stderr, print_jobs_for_report);
 }

@@ -14,7 +14,8 @@ void coil__dump_worker(struct coil__worker *w);
 void coil__dump_frames(FILE *out, struct coil__symbols *symbols, void *const *pc, int count, int total,
                        bool keep_call, const char *indent, int *number);
 
-/* On stderr, one line for each task. */
+/* On stderr, a line for each task. */
+void coil__report_waits(struct coil__worker *w);
 void coil__report_exit(struct coil__worker *w, int64_t waited_ns);
 /* again: after the cancel that follows a deadlock. */
 void coil__report_deadlock(struct coil__worker *w, bool again);

@@ -39,8 +39,9 @@ void coil__print_wait(FILE *out, const struct coil__task *t, int64_t now_ns) {
     coil__print_ns(out, MAX(now_ns - t->since_ns, 0));
 }
 
-static void report_tasks(struct coil__sched *s) {
+void coil__report_waits(struct coil__worker *w) {
     char buf[32];
+    struct coil__sched *s = &w->s;
     uint32_t slots = atomic_load(&s->slots);
     for (uint32_t i = 0; i < slots; i++) {
         const struct coil__task *t = coil__task_at(s, i);
@@ -132,15 +133,9 @@ static void report_cycles(struct coil__sched *s) {
 
 /* ---- the reports ---- */
 
-void coil__report_exit(struct coil__worker *w, int64_t waited_ns) {
-    fprintf(stderr, "coil: main has returned %.1f s ago, and %u tasks that were cancelled have not ended:\n",
-            (double)waited_ns / 1e9, w->s.live);
-    report_tasks(&w->s);
-}
-
 void coil__report_deadlock(struct coil__worker *w, bool again) {
     fprintf(stderr, "coil: deadlock: %u tasks wait, and nothing is left that could wake one%s:\n", w->s.live,
             again ? ", not even their cancel" : "");
-    report_tasks(&w->s);
+    coil__report_waits(w);
     report_cycles(&w->s);
 }

@@ -122,11 +122,11 @@ static void exit_report(struct coil__timer *timer) {
     if (r->exit_limit_ns) coil__timer_arm(&r->w.s, timer, coil__add_ns(r->exit_began_ns, r->exit_limit_ns));
 }
 
-/* The main task has returned: everybody else is asked to end. */
+/* The main task has returned: everybody else is asked to end. Calls that were left behind are waited for. */
 static void begin_exit(struct run *r) {
     struct coil__sched *s = &r->w.s;
     s->ending = true;
-    if (s->live == 1) return;
+    if (s->live == 1 && coil__list_empty(&r->w.jobs)) return;
     coil__cancel_all(s);
     r->exit_began_ns = coil__clock(s);
     int64_t first_ns = exit_report_ns;
@@ -285,7 +285,7 @@ static int run_tasks(struct run *r, const coil_run_opts *o) {
     if (full || coil__heap_take_seat(&s->timers)) return out_of_memory(r->w.quiet);
     if (coil__task_new(s, &named, main_task, r, NULL, &t)) return out_of_memory(r->w.quiet);
     t->detached = true;
-    while (s->live)
+    while (s->live || !coil__list_empty(&r->w.jobs))
         coil__worker_turn(&r->w);
     return r->deadlocked ? -EDEADLK : r->result;
 }

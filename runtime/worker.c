@@ -191,7 +191,7 @@ static void wait_for_work(struct coil__worker *w) {
 static void enter(struct coil__worker *w) {
     while (!work_waits(w) && hopeless(w))
         w->stuck(w); /* comes back once; aborts where that has readied nobody */
-    bool nobody_left = w->s.live == 0 && !(w->taking_back && w->ops.live);
+    bool nobody_left = w->s.live == 0 && coil__list_empty(&w->jobs) && !(w->taking_back && w->ops.live);
     if (work_waits(w) || nobody_left) {
         w->s.driver->ops->enter(w->s.driver, 0);
     } else {

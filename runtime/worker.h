@@ -44,8 +44,8 @@ struct coil__worker {
         struct coil__worker *w); /* runtime.c: tasks wait, and nothing is left that could wake one */
     struct coil__list dirty;     /* of coil__hook */
     struct coil__list objects;   /* of coil__object */
-    struct coil__list jobs;      /* of coil__blocking: handed over to the blocking pool */
-    struct coil__list spans;     /* of coil__span */
+    struct coil__list jobs;  /* of coil__blocking: handed over to the blocking pool, perhaps left behind */
+    struct coil__list spans; /* of coil__span */
     struct coil__block_cache blocks;
 
     struct coil__inbox inbox;

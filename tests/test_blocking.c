@@ -502,6 +502,341 @@ Test(blocking, when_the_jobs_are_over_a_deadlock_is_seen) {
     cr_assert_eq(run(waits_for_ever_after_a_job, &o), -EDEADLK);
 }
 
+/* ---- the program's functions, borrowed and owned arguments ---- */
+
+struct work {
+    sem_t hold;
+    bool holds, owned;
+    atomic_bool begun;
+    atomic_int runs, ended, drops;
+    pthread_t ran_on, dropped_on;
+    int result;  /* of the call */
+    int value;   /* of the function */
+    void *block; /* freed by drop: a leak or a double free shows */
+};
+
+static int works(void *arg) {
+    struct work *w = arg;
+    atomic_fetch_add(&w->runs, 1);
+    w->ran_on = pthread_self();
+    atomic_store(&w->begun, true);
+    while (w->holds && sem_wait(&w->hold))
+        continue;
+    atomic_fetch_add(&w->ended, 1);
+    return 42;
+}
+
+static void drop(void *arg) {
+    struct work *w = arg;
+    w->dropped_on = pthread_self();
+    free(w->block);
+    atomic_fetch_add(&w->drops, 1);
+}
+
+static void init_work(struct work *w, bool holds, bool owned) {
+    memset(w, 0, sizeof *w);
+    sem_init(&w->hold, 0, 0);
+    w->holds = holds;
+    w->owned = owned;
+    w->value = -7;
+    w->block = owned ? malloc(16) : NULL;
+}
+
+static int calls_work(void *arg) {
+    struct work *w = arg;
+    w->result =
+        w->owned ? coil_blocking_owned(works, w, drop, &w->value) : coil_blocking(works, w, &w->value);
+    if (w->owned && w->result == 0) free(w->block);
+    return w->result;
+}
+
+static coil_task begin_work(struct work *w, bool owned) {
+    init_work(w, true, owned);
+    coil_task t = spawn(calls_work, w);
+    while (!atomic_load(&w->begun))
+        coil_sleep(coil_us(50));
+    return t;
+}
+
+static int works_for_both(void *arg) {
+    struct work w;
+    (void)arg;
+    coil_stats before = stats();
+    for (int owned = 0; owned < 2; owned++) {
+        init_work(&w, false, owned);
+        cr_expect_eq(calls_work(&w), 0);
+        cr_expect_eq(w.value, 42);
+        cr_expect(atomic_load(&w.ended) == 1 && atomic_load(&w.drops) == 0, "the argument is the caller's");
+        cr_expect_not(pthread_equal(w.ran_on, pthread_self()));
+    }
+    cr_expect_eq(coil_blocking(works, &w, NULL), 0, "the value need not be wanted");
+    cr_expect_eq(coil_blocking_owned(works, &w, NULL, NULL), 0);
+    cr_expect_eq(coil_blocking(NULL, &w, NULL), -EINVAL);
+    cr_expect_eq(coil_blocking_owned(NULL, &w, NULL, NULL), -EINVAL);
+    cr_expect_eq(stats().jobs - before.jobs, 4);
+    return 0;
+}
+
+Test(blocking, functions_run_on_a_thread_and_their_value_comes_back) {
+    cr_assert_eq(run(works_for_both, NULL), 0);
+}
+
+static int is_refused(void *arg) {
+    struct work *w = arg;
+    coil_cancel(coil_self());
+    return calls_work(w);
+}
+
+static int drops_what_was_not_begun(void *arg) {
+    struct work holder, w[3];
+    (void)arg;
+    for (int owned = 0; owned < 2; owned++) {
+        coil_task a = begin_work(&holder, false), b[3];
+        for (int i = 0; i < 3; i++)
+            init_work(&w[i], false, owned);
+        b[0] = spawn(calls_work, &w[0]); /* waits for the thread; cancelled */
+        coil_yield();
+        b[1] = spawn(calls_work, &w[1]); /* finds the queue full */
+        b[2] = spawn(is_refused, &w[2]);
+        cr_expect_eq(join(b[1]), -EAGAIN);
+        cr_expect_eq(join(b[2]), -ECANCELED);
+        cr_expect_eq(coil_cancel(b[0]), 0);
+        cr_expect_eq(join(b[0]), -ECANCELED);
+        for (int i = 0; i < 3; i++) {
+            cr_expect_eq(atomic_load(&w[i].drops), owned, "%d", i);
+            cr_expect(!owned || pthread_equal(w[i].dropped_on, pthread_self()));
+            cr_expect(atomic_load(&w[i].runs) == 0 && w[i].value == -7);
+        }
+        sem_post(&holder.hold);
+        cr_expect_eq(join(a), 0);
+    }
+    return 0;
+}
+
+Test(blocking, a_function_that_was_not_begun_is_not_called_and_its_owned_argument_is_dropped) {
+    coil_run_opts o = {.blocking_threads = 3, .blocking_queue = 1};
+    cr_assert_eq(run(drops_what_was_not_begun, &o), 0);
+}
+
+static int waits_or_leaves(void *arg) {
+    struct work w;
+    (void)arg;
+    coil_task t = begin_work(&w, false);
+    cr_expect_eq(coil_cancel(t), 0);
+    for (int i = 0; i < 10; i++)
+        cr_expect_eq(coil_nop(), 0);
+    cr_expect_eq(coil__here->live, 2, "a borrowed argument was left to the thread");
+    sem_post(&w.hold);
+    cr_expect_eq(join(t), 0);
+    cr_expect_eq(w.value, 42);
+
+    for (int limit = 0; limit < 2; limit++) {
+        coil_stats before = stats();
+        init_work(&w, true, true);
+        t = spawn(calls_work, &w);
+        while (!atomic_load(&w.begun))
+            coil_sleep(coil_us(50));
+        cr_expect_eq(coil_cancel(t), 0);
+        cr_expect_eq(join(t), -ECANCELED, "it has not left");
+        cr_expect_eq(atomic_load(&w.drops), 0, "dropped under the function's hands");
+        sem_post(&w.hold);
+        while (!atomic_load(&w.drops))
+            coil_sleep(coil_us(50));
+        cr_expect(pthread_equal(w.dropped_on, w.ran_on));
+        cr_expect(w.value == -7 && atomic_load(&w.ended) == 1);
+        while (stats().jobs == before.jobs)
+            coil_sleep(coil_us(50));
+    }
+    return 0;
+}
+
+Test(blocking, an_owned_call_leaves_a_function_that_has_begun_and_a_borrowed_one_does_not) {
+    cr_assert_eq(run(waits_or_leaves, NULL), 0);
+}
+
+static int runs_into_its_limit(void *arg) {
+    static struct work w;
+    (void)arg;
+    init_work(&w, true, true);
+    coil_scope s = coil_within(coil_ms(5));
+    int err = calls_work(&w);
+    cr_expect_eq(err, -ETIME);
+    cr_expect(coil_leave(&s));
+    sem_post(&w.hold);
+    while (!atomic_load(&w.drops))
+        coil_sleep(coil_us(50));
+    return 0;
+}
+
+Test(blocking, an_owned_call_obeys_a_limit) {
+    cr_assert_eq(run(runs_into_its_limit, NULL), 0);
+}
+
+/* ---- what is left behind, and the end of a run ---- */
+
+static struct {
+    struct work w;
+    sem_t main_returns;
+} left_behind;
+
+static void *releases_what_was_left(void *arg) {
+    (void)arg;
+    while (sem_wait(&left_behind.main_returns))
+        continue;
+    usleep(10000); /* for a run that would not wait */
+    sem_post(&left_behind.w.hold);
+    return NULL;
+}
+
+static int leaves_work_behind(void *arg) {
+    (void)arg;
+    coil_task t = begin_work(&left_behind.w, true);
+    cr_expect_eq(coil_cancel(t), 0);
+    cr_expect_eq(join(t), -ECANCELED);
+    sem_post(&left_behind.main_returns);
+    return 7;
+}
+
+Test(blocking, the_end_of_a_run_waits_for_what_was_left_behind) {
+    pthread_t thread;
+    sem_init(&left_behind.main_returns, 0, 0);
+    cr_assert_eq(pthread_create(&thread, NULL, releases_what_was_left, NULL), 0);
+    cr_assert_eq(run(leaves_work_behind, NULL), 7);
+    cr_assert_eq(atomic_load(&left_behind.w.drops), 1, "the run is over, and the argument not dropped");
+    pthread_join(thread, NULL);
+}
+
+static int leaves_it_for_ever(void *arg) {
+    coil_run_opts o = {.exit_limit = coil_ms(20)};
+    sem_init(&left_behind.main_returns, 0, 0);
+    return coil_run_with(&o, leaves_work_behind, arg);
+}
+
+static int waits_for_it_for_ever(void *arg) {
+    begin_work(&left_behind.w, false);
+    (void)arg;
+    return 0;
+}
+
+static int keeps_waiting(void *arg) {
+    coil_run_opts o = {.exit_limit = coil_ms(20)};
+    return coil_run_with(&o, waits_for_it_for_ever, arg);
+}
+
+Test(blocking, the_report_at_the_end_names_functions_that_have_begun) {
+    cr_assert(check_aborts(leaves_it_for_ever, NULL, "blocking call"));
+    cr_assert(check_aborts(keeps_waiting, NULL, "waits for blocking call"));
+}
+
+static int calls_coil(void *arg) {
+    (void)arg;
+    return coil_sleep(coil_ms(1));
+}
+
+static int calls_coil_on_a_thread(void *arg) {
+    return coil_blocking(calls_coil, arg, NULL);
+}
+
+static int misuses(void *arg) {
+    return coil_run(calls_coil_on_a_thread, arg);
+}
+
+Test(blocking, coil_calls_on_the_thread_stop_with_a_message) {
+    cr_assert(check_aborts(misuses, NULL, "coil_sleep: called outside a task"));
+}
+
+static int reads_beside_stuck_ones(void *arg) {
+    static struct work w[40];
+    coil_task t[40];
+    char c = 0;
+    (void)arg;
+    for (int i = 0; i < 40; i++) {
+        init_work(&w[i], true, false);
+        t[i] = spawn(calls_work, &w[i]);
+    }
+    while (!atomic_load(&w[0].begun))
+        coil_sleep(coil_us(50));
+    int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    for (int i = 0; i < 20; i++)
+        cr_expect_eq(coil_read(fd, &c, 1, 0), 1);
+    cr_expect_eq(c, '\x7f');
+    cr_expect_eq(coil_close(fd), 0);
+    for (int i = 0; i < 40; i++)
+        sem_post(&w[i].hold);
+    for (int i = 0; i < 40; i++)
+        cr_expect_eq(join(t[i]), 0);
+    return 0;
+}
+
+Test(blocking, stuck_functions_leave_files_a_thread) {
+    coil_run_opts o = {.blocking_threads = 4, .driver = COIL_DRIVER_EPOLL};
+    cr_assert_eq(run(reads_beside_stuck_ones, &o), 0);
+}
+
+/* ---- races ---- */
+
+static int works_shortly(void *arg) {
+    struct work *w = arg;
+    atomic_fetch_add(&w->runs, 1);
+    for (volatile int spin = w->value; spin > 0; spin--)
+        continue;
+    atomic_fetch_add(&w->ended, 1);
+    return 42;
+}
+
+static int races(void *arg) {
+    struct work *w = arg;
+    int value = -7;
+    w->result = w->owned ? coil_blocking_owned(works_shortly, w, drop, &value)
+                         : coil_blocking(works_shortly, w, &value);
+    cr_expect_eq(value, w->result ? -7 : 42);
+    if (w->owned && !w->result) free(w->block);
+    return w->result;
+}
+
+static void check_race(struct work *w, int i) {
+    int result = w->result, runs = atomic_load(&w->runs);
+    cr_expect(result == 0 || result == -ECANCELED || result == -ETIME, "%d: %d", i, result);
+    if (w->owned) {
+        while (result && !atomic_load(&w->drops))
+            coil_sleep(coil_us(20));
+        cr_expect_eq(atomic_load(&w->drops), result != 0, "%d", i);
+    } else {
+        cr_expect_eq(runs, result == 0, "%d", i);
+    }
+    cr_expect(runs <= 1 && atomic_load(&w->ended) == atomic_load(&w->runs) && (result || runs), "%d", i);
+}
+
+static int cancels_against_begin_and_end(void *arg) {
+    struct work w;
+    (void)arg;
+    int rounds = check_rounds(10000);
+    for (int i = 0; i < rounds; i++) {
+        init_work(&w, false, i % 2);
+        w.value = i / 4 % 16 * 200;
+        coil_scope s = coil_within(i % 4 < 2 ? coil_us(i / 4 % 64) : COIL_FOREVER);
+        if (i % 4 < 2) {
+            races(&w);
+            coil_leave(&s);
+        } else {
+            coil_task t = spawn(races, &w);
+            coil_leave(&s);
+            coil_yield();
+            for (volatile int spin = i / 8 % 64 * 100; spin > 0; spin--)
+                continue;
+            cr_expect_eq(coil_cancel(t), 0);
+            join(t);
+        }
+        check_race(&w, i);
+        sem_destroy(&w.hold);
+    }
+    return 0;
+}
+
+Test(blocking, cancels_and_limits_race_with_begin_and_end) {
+    cr_assert_eq(run(cancels_against_begin_and_end, NULL), 0);
+}
+
 /* ---- many ---- */
 
 enum { TASKS = 100 };

@@ -430,7 +430,7 @@ static int dumps_a_job(void *arg) {
 
 Test(dump, tells_of_jobs_on_the_blocking_pool) {
     cr_assert_eq(coil_run(dumps_a_job, NULL), 0);
-    EXPECT_HAS("\n  on the blocking pool: slow job\n");
+    EXPECT_HAS("\n  on the blocking pool: slow job, for ");
     EXPECT_LINE("caller", "waits for slow job, for 0.");
 }
 

@@ -46,6 +46,7 @@
 #ifndef COIL_H
 #define COIL_H
 
+#include "blocking.h"
 #include "chan.h"
 #include "core.h"
 #include "debug.h"
@@ -54,6 +55,7 @@
 #include "net.h"
 #include "runtime.h"
 #include "select.h"
+#include "shared.h"
 #include "signal.h"
 #include "stream.h"
 #include "sync.h"
