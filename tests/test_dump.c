@@ -687,8 +687,10 @@ static int dumps_on_signal(void *arg) {
         sched_yield();
     for (int i = 0; i < 3 && !bad; i++) {
         kill(getpid(), SIGUSR1);
-        if (!read_dumps(p[0], RUNS)) bad = 3;
-        if (!in_pieces()) bad = 4;
+        if (!read_dumps(p[0], RUNS))
+            bad = 3;
+        else if (!in_pieces())
+            bad = 4;
     }
     if (atomic_load(&signals.other)) bad = 5;
     kill(getpid(), SIGUSR2);
