@@ -44,7 +44,7 @@ struct span {
 };
 
 /* Which functions are shown: not coil's own at the inner end, up to the call that the task has made, nor at
- * the outer end, where the task was begun. */
+ * the outer end, where the task was begun: that is always coil's. */
 static struct span choose(struct coil__symbols *symbols, void *const *pc, int count, bool whole,
                           bool keep_call) {
     struct span s = {.first = -1, .last = -1};
@@ -53,7 +53,7 @@ static struct span choose(struct coil__symbols *symbols, void *const *pc, int co
         const struct coil__symbol *sym;
         int n = coil__symbols_find(symbols, pc[i], &sym);
         for (int j = 0; j < n; j++, at++, sym++) {
-            if (!sym->ours) s.last = at;
+            if (!sym->ours && !(whole && i == count - 1)) s.last = at;
             if (s.first >= 0) continue;
             if (!sym->ours) s.first = at;
             if (!is_public(sym)) continue;

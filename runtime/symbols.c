@@ -51,12 +51,10 @@ struct coil__symbols {
 
 /* A public function may have been left by a jump to one that only its file knows, so names do not tell all:
  * the names of coil's source files do, between blanks. */
-static bool is_ours(const char *function, const char *file) {
+static bool is_coils_file(const char *file) {
     char needle[PATH_BYTES];
-    if (function && strncmp(function, "coil_", 5) == 0) return true;
-    if (!file) return false;
-    const char *slash = strrchr(file, '/');
-    int n = snprintf(needle, sizeof needle, " %s ", slash ? slash + 1 : file);
+    const char *slash = file ? strrchr(file, '/') : NULL;
+    int n = file ? snprintf(needle, sizeof needle, " %s ", slash ? slash + 1 : file) : 0;
     return n > 2 && n < (int)sizeof needle && strstr(COIL__SOURCE_NAMES, needle);
 }
 
@@ -105,21 +103,50 @@ static const char *name_of(const struct table *t, const Elf64_Sym *s) {
     return s->st_name < t->names_bytes ? t->names + s->st_name : "";
 }
 
-/* The function around `at`, an address as in the file. Of several names, a global one. */
+static bool is_coils(const char *function) {
+    return function && strncmp(function, "coil_", 5) == 0;
+}
+
+/* The nearest functions before and behind an address that are known beyond their own file. */
+struct neighbours {
+    uintptr_t below_at, above_at;
+    const char *below, *above;
+};
+
+static void meet(struct neighbours *n, uintptr_t at, const char *name, uintptr_t begin) {
+    if (begin <= at && (!n->below || begin > n->below_at)) {
+        n->below = name;
+        n->below_at = begin;
+    } else if (begin > at && (!n->above || begin < n->above_at)) {
+        n->above = name;
+        n->above_at = begin;
+    }
+}
+
+/* The function around `at`, an address as in the file. Of several names, a global one. Where the table
+ * doesn't tell files (`strip -g` takes them out), a function that only its file knows is coil's if it lies
+ * among such. */
 static bool find_in_table(const struct table *t, uintptr_t at, struct coil__symbol *out) {
-    const char *file = NULL;
+    const char *file = NULL, *its_file = NULL;
+    struct neighbours near = {0};
     bool global = false;
     for (size_t i = 0; i < t->count; i++) {
         const Elf64_Sym *s = &t->at[i];
         unsigned type = ELF64_ST_TYPE(s->st_info);
+        bool local = ELF64_ST_BIND(s->st_info) == STB_LOCAL;
         if (type == STT_FILE) file = name_of(t, s);
         if (type != STT_FUNC || s->st_shndx == SHN_UNDEF) continue;
+        const char *name = name_of(t, s);
+        if (!local || is_coils(name)) meet(&near, at, name, s->st_value);
         if (at - s->st_value >= MAX(s->st_size, 1u) || (out->function && global)) continue;
-        global = ELF64_ST_BIND(s->st_info) != STB_LOCAL;
-        out->function = name_of(t, s);
+        global = !local;
+        its_file = local ? file : NULL;
+        out->function = name;
         out->offset = at - s->st_value;
-        out->ours = is_ours(out->function, global ? NULL : file);
     }
+    bool below = is_coils(near.below), above = is_coils(near.above);
+    bool among = its_file ? (below || above) && is_coils_file(its_file) : below && above;
+    out->ours = is_coils(out->function) || (!global && among);
     return out->function != NULL;
 }
 
@@ -212,6 +239,14 @@ static Dwarf_Word number(Dwarf_Die *die, unsigned attribute) {
     return dw.dwarf_attr_integrate(die, attribute, &a) && dw.dwarf_formudata(&a, &v) == 0 ? v : 0;
 }
 
+/* By where this file was when it was compiled. */
+static bool in_coils_tree(const char *unit) {
+    static const char here[] = __FILE__, tail[] = "runtime/symbols.c";
+    size_t n = sizeof here - sizeof tail;
+    return unit && strncmp(unit, here, n) == 0 &&
+           (strncmp(unit + n, "runtime/", 8) == 0 || strncmp(unit + n, "net/", 4) == 0);
+}
+
 /* From the innermost scope outwards: each function that was put into another one says from which line. */
 static int take_scopes(Dwarf_Die *scopes, int n, struct coil__symbol *where, struct answer *a) {
     Dwarf_Die *unit = &scopes[n - 1];
@@ -226,7 +261,7 @@ static int take_scopes(Dwarf_Die *scopes, int n, struct coil__symbol *where, str
         *sym = *where;
         const char *name = dw.dwarf_diename(&scopes[i]);
         if (name) sym->function = name;
-        sym->ours = is_ours(sym->function, unit_name);
+        sym->ours = where->ours || is_coils(name) || in_coils_tree(unit_name);
         if (tag == DW_TAG_subprogram) break;
         Dwarf_Word file = number(&scopes[i], DW_AT_call_file);
         where->file = files ? dw.dwarf_filesrc(files, file, NULL, NULL) : NULL;

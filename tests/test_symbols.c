@@ -1,7 +1,7 @@
 /* From addresses to names, files and lines. */
 #include "check.h"
+#include "lines.h"
 
-#include "symbols.h"
 #include "unwind.h"
 
 #include <string.h>
@@ -43,7 +43,7 @@ void a_global_function(void) {
 static void check_line(const char *text, const char *function, int line) {
     char want[TEXT];
     size_t n = strlen(text);
-    if (coil__symbols_lines()) {
+    if (lines_known()) {
         snprintf(want, sizeof want, "test_symbols.c:%d", line);
         cr_expect(n > strlen(want) && strcmp(text + n - strlen(want), want) == 0, "%s, not %s", text, want);
         snprintf(want, sizeof want, "%s at ", function);
@@ -84,7 +84,7 @@ Test(symbols, tell_functions_that_were_put_into_one_another) {
     around();
     struct coil__symbols *s = coil__symbols_open();
     int n = printed(s, here_pc[0], 0, text);
-    if (coil__symbols_lines()) {
+    if (lines_known()) {
         cr_expect_eq(n, 2);
         check_line(text, "put_into_another", here_line);
         printed(s, here_pc[0], 1, text);

@@ -66,9 +66,9 @@ typedef struct coil_run_opts {
      * then abort. 0: wait without limit (a report comes after 5 s all the same, and where nothing is left
      * that could wake them, the run aborts at once); negative is out of range. */
     coil_dur exit_limit;
-    /* A signal on which this run's tasks are dumped to stderr, as by coil_dump_tasks; 0: none. As for
-     * coil_signal_wait, which may wait for it as well, it is caught in the whole process while such a run is
-     * under way, and signals that can't be caught are out of range. Source: signal(7). */
+    /* A signal on which this run's tasks are dumped to stderr, as by coil_dump_tasks, also where `quiet` is
+     * set; 0: none. As for coil_signal_wait, which may wait for it as well, it is caught in the whole process
+     * while such a run is under way, and signals that can't be caught are out of range. Source: signal(7). */
     int dump_signal;
     /* Other threads may cancel tasks of this run: "nothing is left that could wake a task" is then no
      * deadlock. */
