@@ -83,23 +83,35 @@ def read_string(address):
 
 
 def name_of_code(pc):
-    """What "info symbol" knows: the tables of the program do where there is no debugging information."""
+    """The function; where there is no debugging information, what the program's table of symbols knows."""
     if pc == 0:
         return "?"
+    functions = functions_at(pc)
+    if functions:
+        return functions[-1]
     text = gdb.execute("info symbol 0x%x" % pc, to_string=True)
     if text.startswith("No symbol"):
         return "0x%x" % pc
     return text.split(" in section ")[0].strip().replace(" + ", "+")
 
 
+def functions_at(pc):
+    """Those that the compiler has put into one another, innermost first."""
+    names, block = [], gdb.block_for_pc(pc)
+    while block is not None:
+        if block.function is not None:
+            names.append(block.function.print_name)
+        block = block.superblock
+    return names
+
+
 def place_of_call(pc):
     """The call that returns to pc, as "function at file:line"."""
     if pc == 0:
         return None
-    name = name_of_code(pc - 1).split("+")[0]
-    sal = gdb.find_pc_line(pc - 1)
-    if sal.symtab and sal.line:
-        return "%s at %s:%d" % (name, sal.symtab.filename, sal.line)
+    functions, sal = functions_at(pc - 1), gdb.find_pc_line(pc - 1)
+    if functions and sal.symtab and sal.line:
+        return "%s at %s:%d" % (functions[0], sal.symtab.filename, sal.line)
     return name_of_code(pc)
 
 
@@ -127,6 +139,7 @@ class Coil:
         self.string = Cache(read_string)
         self.code = Cache(name_of_code)
         self.place = Cache(place_of_call)
+        self.start = int(gdb.parse_and_eval("(long)&coil__ctx_start"))
 
     @staticmethod
     def find_lists():
@@ -231,11 +244,7 @@ class Task:
 
     def begun(self):
         context = self.saved()
-        return not context or not is_start(self.worker.coil.code[context.pc])
-
-
-def is_start(name):
-    return name is not None and name.split("+")[0] in ("coil__ctx_trampoline", "coil__ctx_start")
+        return not context or context.pc != self.worker.coil.start
 
 
 def mark_running(workers):
@@ -407,7 +416,7 @@ def arguments(frame):
 def print_frames(frame):
     number = 0
     while frame is not None and number < FRAMES_MAX:
-        if is_start(frame.name()):
+        if frame.name() in ("coil__ctx_trampoline", "coil__ctx_start"):
             return  # Where a task's stack begins.
         sal = frame.find_sal()
         text = "#%-3d " % number
