@@ -131,7 +131,8 @@ static inline struct coil__task *take_ready(struct coil__sched *s) {
     s->current = t;
     if (!t) return NULL;
     s->slice--;
-    s->resumes++;
+    /* The watchdog reads it, on a thread of its own. */
+    __atomic_store_n(&s->resumes, s->resumes + 1, __ATOMIC_RELAXED);
     prefetch_ahead(&s->ready);
     CHECK(t->state == COIL__READY);
     t->state = COIL__RUNNING;
