@@ -8,6 +8,7 @@ if(TARGET coil_tool)
     install(TARGETS coil_tool RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
 endif()
 install(DIRECTORY include/coil DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.h")
+install(FILES tools/coil_gdb.py DESTINATION "${CMAKE_INSTALL_DATADIR}/coil")
 install(EXPORT coil-targets NAMESPACE coil:: DESTINATION "${COIL_CMAKE_DIR}")
 
 configure_package_config_file(cmake/coil-config.cmake.in "${PROJECT_BINARY_DIR}/coil-config.cmake"

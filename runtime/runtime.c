@@ -6,6 +6,7 @@
 #include "poll.h"
 #include "signals.h"
 #include "threads.h"
+#include "watchdog.h"
 
 #include "coil/runtime.h"
 
@@ -34,6 +35,7 @@ struct run {
     void *arg;
     int result;
     bool deadlocked;
+    struct coil__watch watch;
     struct coil__timer exit_timer; /* armed once the main task has returned and others have not */
     int64_t exit_began_ns, exit_limit_ns;
     bool exit_reported;
@@ -70,6 +72,7 @@ static const char *complete_options(coil_run_opts *o) {
     if (o->timer_slack.ns == 0) o->timer_slack.ns = SLACK_NS;
     if (o->spin_max.ns == 0) o->spin_max.ns = SPIN_NS;
     if (o->exit_limit.ns < 0) return "exit_limit";
+    if (o->blocked_limit.ns < 0) return "blocked_limit";
     if (o->driver > COIL_DRIVER_EPOLL) return "driver";
     /* One for each lane, at least. */
     if (o->blocking_threads && o->blocking_threads < COIL__LANE_COUNT) return "blocking_threads";
@@ -264,6 +267,7 @@ static void open_worker(struct run *r, const coil_run_opts *o) {
 static void close_worker(struct run *r) {
     struct coil__worker *w = &r->w;
     coil__timer_disarm(&w->s, &r->exit_timer);
+    coil__watchdog_leave(&r->watch);
     take_back_objects(w);
     coil__signals_leave(w);
     coil__worker_leave(w);
@@ -282,6 +286,8 @@ static int run_tasks(struct run *r, const coil_run_opts *o) {
     struct coil__task *t;
     struct coil__sched *s = &r->w.s;
     bool full = o->dump_signal && coil__signals_watch(&r->w, o->dump_signal, coil__dump_worker) != 0;
+    if (o->blocked_limit.ns && !o->quiet)
+        full = full || coil__watchdog_join(&r->watch, &r->w, o->blocked_limit.ns) != 0;
     if (full || coil__heap_take_seat(&s->timers)) return out_of_memory(r->w.quiet);
     if (coil__task_new(s, &named, main_task, r, NULL, &t)) return out_of_memory(r->w.quiet);
     t->detached = true;

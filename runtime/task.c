@@ -124,12 +124,15 @@ static inline __attribute__((always_inline)) void prefetch_ahead(struct coil__ri
     __builtin_prefetch(sp + 128);
 }
 
+/* The count of resumes is read by the watchdog, on a thread of its own. */
+#define SEEN_ELSEWHERE(field, value) __atomic_store_n(&(field), (value), __ATOMIC_RELAXED)
+
 /* There is one. */
 static inline struct coil__task *take_ready(struct coil__sched *s) {
     struct coil__task *t = coil__ring_queue_pop(&s->ready);
     CHECK(t->state == COIL__READY);
     s->current = t;
-    s->until_look--;
+    SEEN_ELSEWHERE(s->until_look, s->until_look - 1);
     t->state = COIL__RUNNING;
     t->quick = 0;
     prefetch_ahead(&s->ready);
@@ -148,8 +151,8 @@ static void judge_pace(struct coil__sched *s) {
 }
 
 static void set_next_look(struct coil__sched *s, uint32_t slice) {
-    s->until_look = MIN(s->stride, slice);
-    s->slice = slice - s->until_look;
+    SEEN_ELSEWHERE(s->until_look, MIN(s->stride, slice));
+    SEEN_ELSEWHERE(s->slice, slice - s->until_look);
 }
 
 /* Looks at the clock. A function of its own, so that the registers it needs are not saved at each resume. */
@@ -238,7 +241,7 @@ uint32_t coil__sched_run(struct coil__sched *s, uint32_t resumes) {
         coil__clock(s);
         judge_pace(s);
     }
-    s->resumes_ahead = before + resumes;
+    SEEN_ELSEWHERE(s->resumes_ahead, before + resumes);
     set_next_look(s, resumes);
     coil__ctx_switch(&s->loop, &take_ready(s)->ctx);
     bury(s);
@@ -293,8 +296,9 @@ int coil_yield(void) {
 void coil__give_way(struct coil__task *t) {
     struct coil__sched *s = t->sched;
     if (coil__clock(s) >= s->turn_ends_ns) {
-        s->resumes_ahead = coil__resumes(s);
-        s->until_look = s->slice = 0;
+        SEEN_ELSEWHERE(s->resumes_ahead, coil__resumes(s));
+        SEEN_ELSEWHERE(s->until_look, 0);
+        SEEN_ELSEWHERE(s->slice, 0);
     }
     coil__step_aside(t);
 }

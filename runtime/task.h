@@ -203,6 +203,13 @@ static inline uint64_t coil__resumes(const struct coil__sched *s) {
     return s->resumes_ahead - s->until_look - s->slice;
 }
 
+/* What another thread sees of it, which may be torn between two resumes: where it doesn't change, there was
+ * none. */
+static inline uint64_t coil__resumes_seen(const struct coil__sched *s) {
+    return __atomic_load_n(&s->resumes_ahead, __ATOMIC_RELAXED) -
+           __atomic_load_n(&s->until_look, __ATOMIC_RELAXED) - __atomic_load_n(&s->slice, __ATOMIC_RELAXED);
+}
+
 /* A new task, READY; site: where the program asked for it. 0, -ENOMEM, -EAGAIN, -EINVAL. */
 int coil__task_new(struct coil__sched *s, const coil_spawn_opts *o, coil_fn *fn, void *arg, const void *site,
                    struct coil__task **out);

@@ -66,6 +66,13 @@ typedef struct coil_run_opts {
      * then abort. 0: wait without limit (a report comes after 5 s all the same, and where nothing is left
      * that could wake them, the run aborts at once); negative is out of range. */
     coil_dur exit_limit;
+    /* A task that keeps the worker for longer than this without giving it up is reported on stderr, once each
+     * time, with its call stack, and when it has given the worker up; 0: none is; negative is out of range.
+     * A thread of the process watches for it while such a run is under way, and interrupts the worker's
+     * thread by SIGURG for the call stack. A handler of the program for SIGURG that was there before is
+     * called for all others. A call that blocks the thread is then begun anew as by SA_RESTART, or ends with
+     * EINTR where it never is: nanosleep, poll. Source: signal(7). */
+    coil_dur blocked_limit;
     /* A signal on which this run's tasks are dumped to stderr, as by coil_dump_tasks, also where `quiet` is
      * set; 0: none. As for coil_signal_wait, which may wait for it as well, it is caught in the whole process
      * while such a run is under way, and signals that can't be caught are out of range. Source: signal(7). */

@@ -78,6 +78,7 @@ install_missing() {
         want qemu-user-static command -v qemu-aarch64-static
         want apache2-utils command -v ab
         want shellcheck command -v shellcheck
+        want gdb command -v gdb
     fi
     if [ ${#missing[@]} -gt 0 ]; then install_packages "${missing[@]}"; fi
     if [ "$1" = full ] && ! clang_sanitizes; then
