@@ -13,6 +13,7 @@ struct server {
     coil_listener *listener;
     coil_group group;
     uint64_t echoed;
+    bool any_accepted;
 };
 
 /* Whatever has come, or with --framed exactly one message. 0: end of stream. */
@@ -29,8 +30,20 @@ static int count(struct server *s, size_t n) {
     return write(s->bench->stop_wr, "", 1) == 1 ? 0 : -errno;
 }
 
+static int discard(coil_stream *stream) {
+    char buf[4096];
+    ssize_t got;
+    do {
+        got = coil_stream_read(stream, buf, sizeof buf);
+    } while (got > 0);
+    return (int)got;
+}
+
 static int echo(coil_stream *stream, void *arg) {
     struct server *s = arg;
+    enum bench_busy busy = s->any_accepted ? BENCH_BUSY_NONE : s->bench->opts->busy;
+    s->any_accepted = true;
+    if (busy == BENCH_BUSY_STREAM) return discard(stream);
     const struct bench_opts *o = s->bench->opts;
     char small[4096], *buf = small;
     size_t under_way = o->framed ? o->size : o->size * o->depth;
@@ -40,6 +53,7 @@ static int echo(coil_stream *stream, void *arg) {
     ssize_t got;
     int err = 0;
     while (err == 0 && (got = receive(s, stream, buf, n)) > 0) {
+        if (busy == BENCH_BUSY_COMPUTE) bench_compute();
         err = coil_stream_write(stream, buf, (size_t)got);
         if (err == 0) err = count(s, (size_t)got);
     }

@@ -13,6 +13,10 @@
  * never. */
 enum bench_spin_choice { BENCH_SPIN_AS_THEY_COME, BENCH_SPIN_ALL, BENCH_SPIN_NONE };
 
+/* One more connection than --connections says, accepted first, keeps the server busy: its handler computes
+ * for a millisecond before each answer, or reads, and throws away, data that never runs out. */
+enum bench_busy { BENCH_BUSY_NONE, BENCH_BUSY_COMPUTE, BENCH_BUSY_STREAM };
+
 struct bench_opts {
     unsigned connections, depth, burst, rounds;
     size_t size;
@@ -21,6 +25,7 @@ struct bench_opts {
     const char *servers, *json;
     bool framed, null_band, one_shot;
     enum bench_spin_choice spin;
+    enum bench_busy busy;
     int64_t spin_max_ns, spin_gap_ns;
     int server_cpu, load_cpu;
     const char *server_only;
@@ -61,6 +66,13 @@ static inline int64_t bench_now(void) {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+/* What the busy connection's handler does before each answer. */
+static inline void bench_compute(void) {
+    int64_t until_ns = bench_now() + 1000000;
+    while (bench_now() < until_ns) {
+    }
 }
 
 /* A histogram with logarithmic buckets: 64 to each power of two, so a value is known to 1.6 %. */

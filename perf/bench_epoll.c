@@ -22,6 +22,9 @@ struct server {
     struct rest *rest; /* by descriptor */
     long files_max;
     uint64_t echoed;
+    int busy_fd; /* the connection accepted first, where it is to keep the server busy; -1: none */
+    bool any_accepted;
+    enum bench_busy busy;
     char buf[BUFFER];
 };
 
@@ -33,6 +36,7 @@ static int watch(struct server *s, int op, int fd, uint32_t events) {
 static void drop(struct server *s, int fd) {
     free(s->rest[fd].bytes);
     s->rest[fd].bytes = NULL;
+    if (fd == s->busy_fd) s->busy_fd = -1;
     close(fd);
 }
 
@@ -41,6 +45,8 @@ static int accept_all(struct server *s) {
         int fd = accept4(s->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0 && (errno == EINTR || errno == ECONNABORTED)) continue;
         if (fd < 0) return errno == EAGAIN ? 0 : -errno;
+        if (!s->any_accepted && s->busy) s->busy_fd = fd;
+        s->any_accepted = true;
         if (fd >= s->files_max || watch(s, EPOLL_CTL_ADD, fd, EPOLLIN) < 0) close(fd);
     }
 }
@@ -62,6 +68,8 @@ static void on_readable(struct server *s, int fd) {
         drop(s, fd);
         return;
     }
+    if (fd == s->busy_fd && s->busy == BENCH_BUSY_STREAM) return;
+    if (fd == s->busy_fd) bench_compute();
     ssize_t sent = send(fd, s->buf, (size_t)n, MSG_NOSIGNAL);
     if (sent < 0 && errno != EAGAIN && errno != EINTR) {
         drop(s, fd);
@@ -111,6 +119,8 @@ static int serve(struct server *s, int stop_fd, uint64_t limit) {
 
 static int open_and_serve(struct server *s, const struct bench_server *b) {
     s->files_max = bench_files_max();
+    s->busy = b->opts->busy;
+    s->busy_fd = -1;
     s->rest = calloc((size_t)s->files_max, sizeof *s->rest);
     s->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (!s->rest || s->epoll_fd < 0) return -ENOMEM;

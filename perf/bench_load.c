@@ -32,6 +32,10 @@ static struct io_uring_sqe *get_sqe(struct load *l) {
     return sqe;
 }
 
+static bool is_busy_one(const struct load *l, unsigned i) {
+    return l->o->busy && i == BUSY_CONN;
+}
+
 static void arm_recv(struct load *l, unsigned i) {
     struct io_uring_sqe *sqe = get_sqe(l);
     if (l->multishot) {
@@ -41,6 +45,15 @@ static void arm_recv(struct load *l, unsigned i) {
         io_uring_prep_recv(sqe, l->conns[i].fd, l->pool + (size_t)i * l->chunk, l->chunk, 0);
     }
     io_uring_sqe_set_data64(sqe, (uint64_t)OP_RECV << 32 | i);
+}
+
+/* The next piece of data that never runs out. It goes by requests alone: there is always one under way. */
+static void flood(struct load *l, unsigned i) {
+    struct load_conn *c = &l->conns[i];
+    struct io_uring_sqe *sqe = get_sqe(l);
+    io_uring_prep_send(sqe, c->fd, l->pattern + c->send_at, l->span, MSG_NOSIGNAL);
+    io_uring_sqe_set_data64(sqe, (uint64_t)OP_SEND << 32 | i);
+    c->unsent = l->span;
 }
 
 /* Sends what is due on a connection, straight from the pattern. What does not fit becomes a request. */
@@ -83,7 +96,7 @@ static void release(struct load *l, unsigned i, int64_t due_ns) {
         l->out->missed++;
         return;
     }
-    l->budget--;
+    if (!is_busy_one(l, i)) l->budget--;
     *due_time(l, i, c->times_tail++) = due_ns;
     if (c->in_flight < l->o->depth) {
         enter_flight(l, c);
@@ -94,15 +107,18 @@ static void release(struct load *l, unsigned i, int64_t due_ns) {
 
 static void answered(struct load *l, unsigned i, int64_t now) {
     struct load_conn *c = &l->conns[i];
-    bench_hist_add(&l->hist, now - *due_time(l, i, c->times_head++));
-    l->answered++;
+    int64_t due_ns = *due_time(l, i, c->times_head++);
+    if (!is_busy_one(l, i)) {
+        bench_hist_add(&l->hist, now - due_ns);
+        l->answered++;
+    }
     c->in_flight--;
     l->in_flight--;
     if (c->waiting && l->phase != LOAD_DRAIN) {
         c->waiting--;
         enter_flight(l, c);
     }
-    if (l->o->rate == 0) release(l, i, now);
+    if (l->o->rate == 0 || is_busy_one(l, i)) release(l, i, now);
 }
 
 static void check_bytes(struct load *l, unsigned i, const char *bytes, unsigned n) {
@@ -164,7 +180,11 @@ static void on_send(struct load *l, unsigned i, int res) {
     c->sending = false;
     c->send_at = (uint32_t)((c->send_at + (size_t)res) % PATTERN);
     c->unsent -= (size_t)res;
-    push(l, i);
+    if (l->o->busy == BENCH_BUSY_STREAM && i == BUSY_CONN) {
+        flood(l, i);
+    } else {
+        push(l, i);
+    }
 }
 
 static void reap(struct load *l) {
@@ -192,7 +212,7 @@ static void send_due_bursts(struct load *l, int64_t now) {
         if (l->in_flight == 0) l->progress_ns = now;
         for (unsigned k = 0; k < l->o->burst; k++) {
             unsigned i = l->next_conn++;
-            if (l->next_conn == l->o->connections) l->next_conn = 0;
+            if (l->next_conn == l->o->connections) l->next_conn = l->o->busy ? BUSY_CONN + 1 : 0;
             release(l, i, due);
             push(l, i);
         }
@@ -259,8 +279,11 @@ static void begin(struct load *l) {
     l->budget = o->requests ? o->requests : UINT64_MAX;
     l->until_ns = now + (int64_t)(o->warmup * 1e9);
     if (o->requests) begin_window(l, now);
-    if (o->rate) return;
-    for (unsigned i = 0; i < o->connections; i++) {
+    if (o->busy == BENCH_BUSY_STREAM) flood(l, BUSY_CONN);
+    unsigned first = o->busy == BENCH_BUSY_STREAM ? BUSY_CONN + 1 : 0;
+    unsigned end = !o->rate ? o->connections : o->busy == BENCH_BUSY_COMPUTE ? BUSY_CONN + 1 : 0;
+    l->next_conn = o->busy ? BUSY_CONN + 1 : 0;
+    for (unsigned i = first; i < end; i++) {
         for (unsigned k = 0; k < o->depth; k++)
             release(l, i, now);
         push(l, i);
@@ -268,7 +291,9 @@ static void begin(struct load *l) {
 }
 
 void bench_load(const struct bench_opts *o, const struct bench_target *t, struct bench_result *out) {
-    struct load l = {.o = o, .target = t, .out = out};
+    struct bench_opts with_busy = *o;
+    struct load l = {.o = &with_busy, .target = t, .out = out};
+    if (o->busy) with_busy.connections++;
     prctl(PR_SET_TIMERSLACK, 1);
     int err = load_open(&l);
     if (err < 0) {

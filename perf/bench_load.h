@@ -9,7 +9,7 @@
 /* Every connection sends the same endless pattern from a start of its own, so that a byte that is lost,
  * doubled, changed or another connection's does not match. The length is a prime near 64 Ki: no message size
  * divides it. */
-enum { PATTERN = 65521, SPAN_MAX = 1 << 20, WAITING_MAX = 64 };
+enum { PATTERN = 65521, SPAN_MAX = 1 << 20, STREAM_SPAN = 1 << 16, WAITING_MAX = 64 };
 
 struct load_conn {
     int fd;
@@ -20,6 +20,10 @@ struct load_conn {
     uint32_t times_head, times_tail; /* when each message in flight or waiting was due */
     bool sending;
 };
+
+/* The connection that keeps the server busy, if there is one, is the first. It takes part in the load, at its
+ * own pace and unmeasured. */
+enum { BUSY_CONN = 0 };
 
 enum load_phase { LOAD_WARMUP, LOAD_WINDOW, LOAD_DRAIN };
 

@@ -69,6 +69,7 @@ static int open_buffers(struct load *l) {
 static int open_pattern(struct load *l) {
     size_t under_way = l->o->size * l->o->depth;
     l->span = under_way < SPAN_MAX ? under_way : SPAN_MAX;
+    if (l->o->busy == BENCH_BUSY_STREAM && l->span < STREAM_SPAN) l->span = STREAM_SPAN;
     size_t length = PATTERN + (l->span > l->chunk ? l->span : l->chunk);
     l->pattern = malloc(length);
     if (!l->pattern) return -ENOMEM;

@@ -22,6 +22,7 @@ struct conn {
     int first, last; /* chain of buffers that wait to be sent */
     int next_starved;
     bool armed, sending, starved, ended;
+    enum bench_busy busy;
 };
 
 struct chunk { /* what of a buffer waits to be sent, and the buffer behind it */
@@ -43,7 +44,7 @@ struct raw {
     int listen_fd;
     uint64_t echoed;
     struct bench_spin spin;
-    bool direct, stop;
+    bool direct, stop, any_accepted;
     int error;
     const struct bench_server *server;
 };
@@ -139,6 +140,11 @@ static void append(struct raw *r, struct conn *c, int bid, unsigned off, unsigne
 static void echo(struct raw *r, int fd, int bid, unsigned len) {
     struct conn *c = &r->conns[fd];
     unsigned off = 0;
+    if (c->busy == BENCH_BUSY_STREAM) {
+        give_back(r, bid);
+        return;
+    }
+    if (c->busy == BENCH_BUSY_COMPUTE) bench_compute();
     if (r->direct && c->first == NONE) {
         ssize_t n = send(fd, buffer(r, bid), len, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (n < 0 && errno != EAGAIN && errno != EINTR) {
@@ -185,6 +191,8 @@ static void on_accept(struct raw *r, int res, unsigned flags) {
         close(res);
     } else if (res >= 0) {
         r->conns[res] = (struct conn){.first = NONE, .last = NONE};
+        if (!r->any_accepted) r->conns[res].busy = r->server->opts->busy;
+        r->any_accepted = true;
         arm_recv(r, res);
     } else if (res != -ECONNABORTED && res != -EINTR && res != -EAGAIN) {
         r->error = res;

@@ -101,6 +101,16 @@ static void pace_text(const struct bench_opts *o, char *text, size_t n) {
         snprintf(text, n, "%llu requests/s in bursts of %u", (unsigned long long)o->rate, o->burst);
 }
 
+static const char *busy_text(const struct bench_opts *o) {
+    static const char *const text[] = {
+        [BENCH_BUSY_NONE] = "",
+        [BENCH_BUSY_COMPUTE] =
+            "beside one whose handler computes for 1 ms at a time; the others' figures, but all CPU\n",
+        [BENCH_BUSY_STREAM] = "beside one whose data never runs out; the others' figures, but all CPU\n",
+    };
+    return text[o->busy];
+}
+
 void bench_print_machine(const struct bench_run *r) {
     const struct bench_opts *o = r->o;
     struct utsname u;
@@ -112,6 +122,7 @@ void bench_print_machine(const struct bench_run *r) {
     printf("server on CPU %d, load generator on CPU %d; %s\n", o->server_cpu, o->load_cpu, spin_text(o));
     printf("%u connections, messages of %zu bytes, %u under way on each, %s%s\n", o->connections, o->size,
            o->depth, pace, o->framed ? "; coil reads and writes each message on its own" : "");
+    printf("%s", busy_text(o));
     printf("%u rounds of %.1f s, interleaved; medians\n\n", o->rounds, o->seconds);
 }
 
@@ -226,6 +237,7 @@ static void json_null_bands(FILE *f, const struct bench_run *r) {
 
 static void json_head(FILE *f, const struct bench_run *r) {
     static const char *const spin[] = {"as they come", "all", "none"};
+    static const char *const busy[] = {"none", "compute", "stream"};
     const struct bench_opts *o = r->o;
     struct utsname u;
     char model[128];
@@ -237,9 +249,10 @@ static void json_head(FILE *f, const struct bench_run *r) {
         f,
         "  \"options\": {\"connections\": %u, \"size\": %zu, \"depth\": %u, \"rate\": %llu, \"burst\": %u, "
         "\"seconds\": %.2f, \"warmup\": %.2f, \"rounds\": %u, \"framed\": %s, \"spin\": \"%s\", "
+        "\"busy\": \"%s\", "
         "\"server_cpu\": %d, \"load_cpu\": %d},\n",
         o->connections, o->size, o->depth, (unsigned long long)o->rate, o->burst, o->seconds, o->warmup,
-        o->rounds, o->framed ? "true" : "false", spin[o->spin], o->server_cpu, o->load_cpu);
+        o->rounds, o->framed ? "true" : "false", spin[o->spin], busy[o->busy], o->server_cpu, o->load_cpu);
 }
 
 int bench_write_json(const struct bench_run *r) {

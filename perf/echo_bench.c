@@ -27,6 +27,9 @@ static const char help[] =
     "                    (a quarter of the connections, at most 250)\n"
     "  --seconds S       length of one measurement (3), after a warm-up of a fifth of it, at least 0.3 s\n"
     "  --rounds N        measurements of each server, interleaved; 9 and more for ratios near 1 (3)\n"
+    "  --busy WHAT       one more connection, not measured, keeps the server busy. compute: its handler\n"
+    "                    computes for 1 ms before each answer, and the next message comes at once;\n"
+    "                    stream: it has data that never runs out, which the handler throws away\n"
     "\n"
     "Who answers\n"
     "  --servers LIST    of coil, coil-5.10, coil-epoll, raw, raw-send, raw-sqe, epoll (coil,raw,epoll)\n"
@@ -60,6 +63,7 @@ enum {
     OPT_DEPTH,
     OPT_RATE,
     OPT_BURST,
+    OPT_BUSY,
     OPT_SECONDS,
     OPT_ROUNDS,
     OPT_SERVERS,
@@ -88,6 +92,7 @@ static const struct option long_options[] = {
     {"depth", required_argument, NULL, OPT_DEPTH},
     {"rate", required_argument, NULL, OPT_RATE},
     {"burst", required_argument, NULL, OPT_BURST},
+    {"busy", required_argument, NULL, OPT_BUSY},
     {"seconds", required_argument, NULL, OPT_SECONDS},
     {"rounds", required_argument, NULL, OPT_ROUNDS},
     {"servers", required_argument, NULL, OPT_SERVERS},
@@ -178,6 +183,12 @@ static bool server_option(struct bench_opts *o, int opt) {
     }
 }
 
+static enum bench_busy busy_kind(const char *name) {
+    if (strcmp(name, "compute") == 0) return BENCH_BUSY_COMPUTE;
+    if (strcmp(name, "stream") == 0) return BENCH_BUSY_STREAM;
+    refuse("--busy takes compute or stream, not", name);
+}
+
 static void load_option(struct bench_opts *o, int opt) {
     switch (opt) {
     case OPT_CONNECTIONS:
@@ -194,6 +205,9 @@ static void load_option(struct bench_opts *o, int opt) {
         break;
     case OPT_BURST:
         o->burst = (unsigned)whole(optarg, "burst", 1, 100000);
+        break;
+    case OPT_BUSY:
+        o->busy = busy_kind(optarg);
         break;
     case OPT_SECONDS:
         o->seconds = number(optarg, "seconds", 0.1, 3600);

@@ -18,45 +18,70 @@ static int64_t least_key(void) {
     return least;
 }
 
+/* When it was put in. */
+static uint64_t put_at[NODES], put_count;
+
+static void put(struct coil__heap *h, struct coil__heap_node *n, int64_t key) {
+    coil__heap_put(h, n, key);
+    put_at[n - nodes] = ++put_count;
+}
+
+/* Each node is in one chain; chains are of one key, and in the order of the heap. */
 static void expect_sound(const struct coil__heap *h, uint32_t count) {
+    uint32_t found = 0;
     cr_assert_eq(h->count, count);
-    for (uint32_t i = 0; i < h->count; i++) {
-        cr_assert_eq(h->at[i].node->pos, i + 1);
-        cr_assert_eq(h->at[i].node->key, h->at[i].key);
-        if (i) cr_assert_leq(h->at[(i - 1) / 4].key, h->at[i].key);
+    for (uint32_t i = 0; i < h->entries; i++) {
+        uint32_t head = h->at[i].number, k = head;
+        cr_assert_eq(h->pos[head], i + 1);
+        if (i) cr_assert(!coil__heap_before(&h->at[i], &h->at[(i - 1) / 4]));
+        do {
+            cr_assert_eq(h->seat[k].node->number, k + 1);
+            cr_assert_eq(h->seat[k].node->key, h->at[i].key);
+            cr_assert_eq(h->seat[h->seat[k].next].prev, k);
+            cr_assert_eq(h->pos[k] != 0, k == head);
+            k = h->seat[k].next;
+            found++;
+        } while (k != head);
     }
+    cr_assert_eq(found, count);
     struct coil__heap_node *first = coil__heap_first(h);
     cr_assert_eq(first == NULL, count == 0);
     if (first) cr_assert_eq(first->key, least_key());
 }
 
+/* Keys come in runs, or chains would be short. */
 static void random_steps(struct coil__heap *h, int keys) {
     uint32_t count = 0;
+    int64_t key = 0;
     for (int i = 0; i < 3000; i++) {
         struct coil__heap_node *n = &nodes[rand() % NODES];
+        if (rand() % 3 == 0) key = rand() % keys - keys / 2;
         if (coil__heap_has(n)) {
             coil__heap_remove(h, n);
             cr_assert_not(coil__heap_has(n));
             count--;
         } else {
-            coil__heap_put(h, n, rand() % keys - keys / 2);
+            put(h, n, key);
             count++;
         }
         if (i % 16 == 0) expect_sound(h, count);
     }
     int64_t last = INT64_MIN;
+    uint64_t last_put = 0;
     for (struct coil__heap_node *n; (n = coil__heap_first(h)); count--) {
         cr_assert_geq(n->key, last);
+        if (n->key == last) cr_assert_gt(put_at[n - nodes], last_put, "equal keys come out in order");
         last = n->key;
+        last_put = put_at[n - nodes];
         coil__heap_remove(h, n);
     }
     expect_sound(h, 0);
     cr_assert_eq(count, 0);
 }
 
-Test(heap, random_puts_and_removes_keep_the_least_key_first) {
+Test(heap, random_puts_and_removes_keep_the_least_key_first_and_equal_ones_in_order) {
     for (int seed = 0; seed < check_rounds(40); seed++) {
-        struct coil__heap h = {0};
+        struct coil__heap h = {.order = UINT32_MAX - 500}; /* which wraps on the way */
         srand((unsigned)seed);
         for (int i = 0; i < NODES; i++)
             cr_assert_eq(coil__heap_take_seat(&h), 0);
