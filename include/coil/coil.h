@@ -55,6 +55,7 @@
 #include "select.h"
 #include "signal.h"
 #include "stream.h"
+#include "sync.h"
 #include "task.h"
 
 #endif
