@@ -19,8 +19,9 @@ static int produce(void *arg) {
     struct way *w = arg;
     char item[ITEM_MAX] = {0};
     size_t chans = w->chans ? w->chans : 1, at = 0;
+    uint64_t left = (uint64_t)(w->m->rounds + 1) * ITEMS;
     int err = 0;
-    for (uint64_t i = 0; i < (uint64_t)(w->m->rounds + 1) * ITEMS && !err; i++) {
+    for (; left && !err; left--) {
         err = coil_chan_send(&w->c[at], item);
         if (++at == chans) at = 0;
     }

@@ -10,6 +10,7 @@
  * happened, because of a cancel or the limit, is it what happened: success wins. */
 #include "chan.h"
 #include "op.h"
+#include "sync.h"
 
 #include "coil/select.h"
 
@@ -58,6 +59,10 @@ static bool join_ready(const struct coil__task *t, coil_case *c) {
     return !target || target->state == COIL__ENDED;
 }
 
+static unsigned permits_of(const coil_case *c) {
+    return (unsigned)c->arg[0];
+}
+
 static int fd_of(const coil_case *c) {
     return (int)(int64_t)c->arg[0];
 }
@@ -75,11 +80,16 @@ static bool valid(const coil_case *c) {
     switch (c->kind) {
     case COIL_CASE_RECV_:
     case COIL_CASE_SEND_:
+    case COIL_CASE_EVENT_:
+    case COIL_CASE_SEM_:
         return c->obj != NULL;
     case COIL_CASE_READY_:
         return events_of(c) != 0;
+    case COIL_CASE_JOIN_:
+    case COIL_CASE_TIME_:
+        return true;
     default:
-        return c->kind == COIL_CASE_JOIN_ || c->kind == COIL_CASE_TIME_;
+        return false;
     }
 }
 
@@ -92,6 +102,10 @@ static bool ready(struct coil__task *t, coil_case *c) {
         return coil__chan_can_send(chan_of(t, c));
     case COIL_CASE_JOIN_:
         return join_ready(t, c);
+    case COIL_CASE_EVENT_:
+        return coil__event_is_set(c->obj, "coil_select");
+    case COIL_CASE_SEM_:
+        return coil__sem_can(c->obj, permits_of(c), "coil_select");
     case COIL_CASE_TIME_:
         return (int64_t)c->arg[0] <= t->sched->now_ns;
     default:
@@ -118,7 +132,12 @@ static void happen(struct coil__task *t, coil_case *c) {
     case COIL_CASE_JOIN_:
         join_now(t, c);
         break;
+    case COIL_CASE_EVENT_:
     case COIL_CASE_TIME_:
+        c->result = 0;
+        break;
+    case COIL_CASE_SEM_:
+        CHECK(coil__sem_try(c->obj, permits_of(c), "coil_select"));
         c->result = 0;
         break;
     default:
@@ -160,25 +179,61 @@ int coil_select_now(coil_case *cases, size_t n) {
 
 /* ---- waiting ---- */
 
-static void leave_list(struct arm *a, const coil_case *c) {
-    if (c->kind != COIL_CASE_TIME_ && coil__node_linked(&a->entry.node)) coil__node_unlink(&a->entry.node);
+static bool has_list(const coil_case *c) {
+    return c->kind != COIL_CASE_TIME_ && c->kind != COIL_CASE_READY_;
 }
 
-/* A poll may be over within the loop, where the kernel has not seen it yet: counting one more keeps the task
- * from being readied twice. */
+static void enter_list(struct coil__task *t, struct coil__waiter *e, coil_case *c) {
+    switch (c->kind) {
+    case COIL_CASE_RECV_:
+        coil__list_push(&chan_of(t, c)->receivers, &e->node);
+        break;
+    case COIL_CASE_SEND_:
+        coil__list_push(&chan_of(t, c)->senders, &e->node);
+        break;
+    case COIL_CASE_JOIN_:
+        coil__list_push(&target_of(t, c)->joiners, &e->node);
+        break;
+    case COIL_CASE_EVENT_:
+        coil__event_push(c->obj, e);
+        break;
+    default:
+        e->item = (void *)(uintptr_t)permits_of(c); /* NOLINT(performance-no-int-to-ptr) never followed */
+        coil__sem_push(c->obj, e);
+    }
+}
+
+static void leave_list(struct coil__waiter *e, const coil_case *c) {
+    if (!coil__node_linked(&e->node)) return;
+    switch (c->kind) {
+    case COIL_CASE_EVENT_:
+        coil__event_leave(c->obj, e);
+        break;
+    case COIL_CASE_SEM_:
+        coil__sem_leave(c->obj, e);
+        break;
+    default:
+        coil__node_unlink(&e->node);
+    }
+}
+
+/* Out of all lists first: whoever stood behind it at a semaphore is given permits only then, and that may
+ * lead to further selects. A poll may be over within the loop, where the kernel has not seen it yet: counting
+ * one more keeps the task from being readied twice. */
 static void settle(struct select *s, int happened, int result) {
     struct coil__worker *w = coil__worker_of(s->wait.task->sched);
+    CHECK(!s->settled);
     s->settled = true;
     s->happened = happened;
     if (happened != NOTHING) s->cases[happened].result = result;
     s->polls++;
     for (int i = 0; i < s->n; i++) {
         struct arm *a = &s->arms[i];
-        if (s->cases[i].kind != COIL_CASE_READY_) {
-            leave_list(a, &s->cases[i]);
-        } else if (a->op.live) {
-            coil__op_abort(w, &a->op);
-        }
+        if (has_list(&s->cases[i])) leave_list(&a->entry, &s->cases[i]);
+        if (s->cases[i].kind == COIL_CASE_READY_ && a->op.live) coil__op_abort(w, &a->op);
+    }
+    for (int i = 0; i < s->n; i++) {
+        if (s->cases[i].kind == COIL_CASE_SEM_) coil__sem_serve(s->cases[i].obj);
     }
     if (--s->polls == 0) coil__ready(&s->wait, 0);
 }
@@ -257,16 +312,11 @@ static void enter_lists(struct select *s, struct coil__task *t) {
     for (int i = 0; i < s->n; i++) {
         coil_case *c = &s->cases[i];
         struct coil__waiter *e = &s->arms[i].entry;
-        if (c->kind == COIL_CASE_TIME_ || c->kind == COIL_CASE_READY_) continue;
+        if (!has_list(c)) continue;
         e->node.next = NULL;
         e->won = arm_won;
         e->item = c->item;
-        if (c->kind == COIL_CASE_JOIN_) {
-            coil__list_push(&target_of(t, c)->joiners, &e->node);
-        } else {
-            struct coil__chan *chan = chan_of(t, c);
-            coil__list_push(c->kind == COIL_CASE_RECV_ ? &chan->receivers : &chan->senders, &e->node);
-        }
+        enter_list(t, e, c);
     }
 }
 

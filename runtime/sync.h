@@ -112,10 +112,15 @@ COLD void coil__sync_foreign(uint32_t number, const char *call);
 bool coil__event_is_set(const coil_event *e, const char *call);
 void coil__event_push(coil_event *e, struct coil__waiter *w);
 void coil__event_leave(coil_event *e, struct coil__waiter *w);
-/* Takes n permits, unless somebody stands in line or there are fewer. */
+/* Whether n permits could be taken: nobody stands in line, and there are as many. */
+bool coil__sem_can(const coil_sem *s, unsigned n, const char *call);
+/* Takes them if they can be taken. */
 bool coil__sem_try(coil_sem *s, unsigned n, const char *call);
 void coil__sem_push(coil_sem *s, struct coil__waiter *w);
-/* Those behind it may have their permits now. */
+/* Those behind the one that leaves may have their permits then: coil__sem_serve gives them. It is a step of
+ * its own, since a select has to be out of all lines before anybody is given anything: one of its other
+ * entries may stand next. */
 void coil__sem_leave(coil_sem *s, struct coil__waiter *w);
+void coil__sem_serve(coil_sem *s);
 
 #endif

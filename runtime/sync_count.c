@@ -33,11 +33,15 @@ static void serve(struct sem *s) {
     s->serving = false;
 }
 
-bool coil__sem_try(coil_sem *sem, unsigned n, const char *call) {
-    struct sem *s = sem_inner(sem);
+bool coil__sem_can(const coil_sem *sem, unsigned n, const char *call) {
+    const struct sem *s = (const struct sem *)(const void *)sem;
     coil__line_check(&s->line, s->worker, call);
-    if (s->permits < n || coil__line_any(&s->line)) return false;
-    s->permits -= n;
+    return s->permits >= n && !coil__line_any(&s->line);
+}
+
+bool coil__sem_try(coil_sem *sem, unsigned n, const char *call) {
+    if (!coil__sem_can(sem, n, call)) return false;
+    sem_inner(sem)->permits -= n;
     return true;
 }
 
@@ -48,9 +52,11 @@ void coil__sem_push(coil_sem *sem, struct coil__waiter *w) {
 }
 
 void coil__sem_leave(coil_sem *sem, struct coil__waiter *w) {
-    struct sem *s = sem_inner(sem);
-    coil__line_leave(&s->line, w);
-    serve(s);
+    coil__line_leave(&sem_inner(sem)->line, w);
+}
+
+void coil__sem_serve(coil_sem *sem) {
+    serve(sem_inner(sem));
 }
 
 static void acquire_abort(struct coil__wait *w) {

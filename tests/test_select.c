@@ -93,8 +93,12 @@ static void close_pipe(const int fd[2]) {
 static int given_badly(void *arg) {
     int item;
     (void)arg;
-    coil_case none = {0},
-              bad[] = {{0}, coil_on_recv(NULL, &item), coil_on_send(NULL, &item), coil_on_ready(0, 0)};
+    coil_case none = {0}, bad[] = {{0},
+                                   coil_on_recv(NULL, &item),
+                                   coil_on_send(NULL, &item),
+                                   coil_on_event(NULL),
+                                   coil_on_sem(NULL, 1),
+                                   coil_on_ready(0, 0)};
     cr_expect_eq(coil_select(NULL, 0), -EINVAL);
     cr_expect_eq(coil_select(NULL, 1), -EINVAL);
     cr_expect_eq(coil_select(&none, 0), -EINVAL);
@@ -297,6 +301,9 @@ static int fair(void *arg) {
     int item = 0, fd[2];
     (void)arg;
     coil_chan closed, never;
+    coil_event set = {{0}};
+    COIL_SEM(plenty, 2000);
+    coil_event_set(&set);
     coil_case cases[2 * ALWAYS];
     cr_expect_eq(coil_chan_open(&closed, sizeof(int), 0), 0);
     cr_expect_eq(coil_chan_open(&never, sizeof(int), 0), 0);
@@ -318,7 +325,10 @@ static int fair(void *arg) {
     cases[2] = coil_on_time((coil_time){0});
     cases[3] = coil_on_join((coil_task){0});
     cases[4] = coil_on_ready(fd[0], POLLIN);
-    no_favourites(cases, 5, 0xf);
+    cases[5] = coil_on_event(&set);
+    cases[6] = coil_on_sem(&plenty, 1);
+    cases[7] = coil_on_sem(&plenty, 1000000);
+    no_favourites(cases, 8, 0x6f);
     close_pipe(fd);
     coil_chan_destroy(&never);
     return 0;
@@ -454,6 +464,155 @@ Test(select, a_join_case_that_can_never_be_says_so_at_once) {
     run(joins_badly);
 }
 
+/* ---- events and semaphores ---- */
+
+static int events(void *arg) {
+    (void)arg;
+    coil_event a = {{0}}, b = {{0}};
+    coil_case cases[] = {coil_on_event(&a), coil_on_event(&b), coil_on_event(&a)};
+    cr_expect_eq(coil_select_now(cases, 3), -EAGAIN);
+    coil_event_set(&b);
+    cr_expect_eq(coil_select(cases, 3), 1);
+    cr_expect_eq(cases[1].result, 0);
+    cr_expect(coil_event_is_set(&b), "it stays set");
+    coil_event_clear(&b);
+    struct choice k[3];
+    coil_task t[3];
+    for (int i = 0; i < 3; i++) {
+        k[i] = (struct choice){.cases = cases, .n = 3};
+        t[i] = spawn(chooses, &k[i]);
+    }
+    coil_yield();
+    coil_event_set(&a);
+    coil_event_clear(&a);
+    coil_event_set(&b);
+    for (int i = 0; i < 3; i++)
+        cr_expect_eq(result_of(t[i]), 0, "it was set while they waited");
+    return 0;
+}
+
+Test(select, an_event_case_happens_when_the_event_is_set) {
+    run(events);
+}
+
+static int permits_of(coil_sem *s) {
+    int n = 0;
+    while (coil_sem_tryacquire(s, 1) == 0)
+        n++;
+    coil_sem_release(s, (unsigned)n);
+    return n;
+}
+
+static int permits(void *arg) {
+    (void)arg;
+    COIL_SEM(a, 0);
+    COIL_SEM(b, 3);
+    coil_case cases[] = {coil_on_sem(&a, 1), coil_on_sem(&b, 2), coil_on_sem(&a, 1)};
+    cr_expect_eq(coil_select(cases, 3), 1);
+    cr_expect_eq(cases[1].result, 0);
+    cr_expect_eq(permits_of(&b), 1);
+    cr_expect_eq(coil_select_now(cases, 3), -EAGAIN);
+    struct choice k = {.cases = cases, .n = 3};
+    coil_task t = spawn(chooses, &k);
+    coil_yield();
+    cr_expect_eq(coil_sem_tryacquire(&b, 1), -EAGAIN, "it stands in line");
+    coil_sem_release(&a, 2);
+    cr_expect_eq(permits_of(&a), 1, "taken once");
+    cr_expect_eq(permits_of(&b), 1);
+    coil_cancel(t);
+    cr_expect_eq(result_of(t), 0);
+    for (int cancel = 0; cancel < 2; cancel++) {
+        coil_case c[] = {coil_on_sem(&b, 2), coil_on_sem(&b, 5)};
+        k = (struct choice){.cases = c, .n = 2, .limit = cancel ? (coil_dur){0} : coil_ms(1)};
+        t = spawn(chooses, &k);
+        coil_yield();
+        if (cancel) coil_cancel(t);
+        cr_expect_eq(result_of(t), cancel ? -ECANCELED : -ETIME);
+        cr_expect_eq(permits_of(&b), 1, "none was taken");
+    }
+    return 0;
+}
+
+Test(select, a_semaphore_case_takes_its_permits_once_and_only_if_it_happens) {
+    run(permits);
+}
+
+static int acquires_two(void *s) {
+    return coil_sem_acquire(s, 2);
+}
+
+/* A select that leaves a line is not given what it has made way for, be it in this line or in another. */
+static int makes_way(void *arg) {
+    (void)arg;
+    COIL_SEM(a, 1);
+    COIL_SEM(b, 1);
+    COIL_CHAN(c, int, 0);
+    int item = 0;
+    coil_case first[] = {coil_on_recv(&c, &item), coil_on_sem(&a, 2), coil_on_sem(&b, 1), coil_on_sem(&a, 1),
+                         coil_on_sem(&b, 1)};
+    coil_case second[] = {coil_on_sem(&b, 2), coil_on_sem(&a, 1)};
+    for (int cancel = 0; cancel < 2; cancel++) {
+        coil_task ahead = spawn(acquires_two, &b);
+        coil_yield();
+        struct choice k[2] = {{.cases = first, .n = 5}, {.cases = second, .n = 2}};
+        first[3] = cancel ? coil_on_sem(&a, 2) : coil_on_sem(&a, 3);
+        coil_task t0 = spawn(chooses, &k[0]), t1;
+        coil_yield();
+        t1 = spawn(chooses, &k[1]);
+        coil_yield();
+        coil_task last = spawn(acquires_two, &b);
+        coil_yield();
+        cr_expect(!k[0].done && !k[1].done);
+        if (cancel) coil_cancel(t0);
+        if (!cancel) cr_expect_eq(put(&c, 9), 0);
+        cr_expect_eq(result_of(t0), cancel ? -ECANCELED : 0);
+        cr_expect_eq(result_of(t1), 1, "it stood next for a");
+        coil_cancel(ahead);
+        cr_expect_eq(result_of(ahead), -ECANCELED);
+        coil_cancel(last);
+        cr_expect_eq(result_of(last), -ECANCELED);
+        cr_expect_eq(permits_of(&a), 0);
+        cr_expect_eq(permits_of(&b), 1);
+        coil_sem_release(&a, 1);
+    }
+    return 0;
+}
+
+static int holds_up_itself(void *arg) {
+    (void)arg;
+    COIL_SEM(a, 1);
+    COIL_CHAN(c, int, 0);
+    int item;
+    coil_case cases[] = {coil_on_sem(&a, 2), coil_on_sem(&a, 1), coil_on_recv(&c, &item)};
+    coil_task ahead = spawn(acquires_two, &a);
+    coil_yield();
+    struct choice k = {.cases = cases, .n = 3};
+    coil_task t = spawn(chooses, &k);
+    coil_yield();
+    cr_expect(!k.done);
+    cr_expect_eq(put(&c, 1), 0);
+    cr_expect_eq(result_of(t), 2, "its second entry is not next when its first one leaves");
+    coil_cancel(ahead);
+    cr_expect_eq(result_of(ahead), -ECANCELED);
+    cr_expect_eq(permits_of(&a), 1);
+
+    ahead = spawn(acquires_two, &a);
+    coil_yield();
+    t = spawn(chooses, &k);
+    coil_yield();
+    coil_cancel(ahead);
+    coil_cancel(t);
+    cr_expect_eq(result_of(ahead), -ECANCELED);
+    cr_expect_eq(result_of(t), -ECANCELED);
+    cr_expect_eq(permits_of(&a), 1);
+    return 0;
+}
+
+Test(select, who_stands_behind_one_that_leaves_is_served_and_it_itself_is_not) {
+    run(makes_way);
+    run(holds_up_itself);
+}
+
 /* ---- times ---- */
 
 static int times(void *arg) {
@@ -477,27 +636,21 @@ Test(select, the_earliest_moment_happens_unless_the_limit_is_earlier) {
     run(times);
 }
 
+/* Both have passed by the worker's next look at the clock. */
 static int due_and_late(void *arg) {
     (void)arg;
-    for (int i = 0; i < 3; i++) {
+    for (int cancel = 0; cancel < 2; cancel++) {
         coil_time soon = coil_after(coil_ms(1));
         coil_case cases[] = {coil_on_time(soon)};
         struct choice k = {.cases = cases, .n = 1, .limit = coil_ms(1)};
         coil_task t = spawn(chooses, &k);
         coil_yield();
-        if (i == 1) coil_cancel(t);
-        /* Both have passed by the worker's next look at the clock. */
         while (coil_now().ns < soon.ns + coil_ms(1).ns) {
         }
-        if (i == 2) {
-            coil_yield();
-            coil_cancel(t);
-        }
+        coil__clock(coil__here);
+        if (cancel) coil_cancel(t);
         int got = result_of(t);
-        cr_expect(i == 1   ? got == -ECANCELED
-                  : i == 0 ? got == 0
-                           : got == 0 || got == -ECANCELED,
-                  "%d: %d", i, got);
+        cr_expect_eq(got, cancel ? -ECANCELED : 0);
         cr_expect(!k.struck);
     }
     return 0;
@@ -614,6 +767,35 @@ static int both_ready(void *arg) {
 
 Test(select, readiness_that_comes_second_is_not_lost) {
     run(both_ready);
+}
+
+/* The kernel has found it ready, and the worker does not know yet. */
+static int found_ready(void *arg) {
+    (void)arg;
+    for (int which = 0; which < 3; which++) {
+        int fd[2], item = 0;
+        make_pipe(fd);
+        COIL_CHAN(c, int, 0);
+        coil_case cases[] = {coil_on_recv(&c, &item), coil_on_ready(fd[0], POLLIN)};
+        struct choice k = {.cases = cases, .n = 2};
+        coil_task t = spawn(chooses, &k);
+        coil_nop();
+        coil_nop();
+        cr_expect_eq(write(fd[1], "x", 1), 1);
+        struct coil__driver *d = coil__here->driver;
+        d->ops->enter(d, 0);
+        if (which != 1) cr_expect_eq(put(&c, 7), 0);
+        if (which != 0) coil_cancel(t);
+        cr_expect_eq(result_of(t), which == 1 ? 1 : 0, "%d", which);
+        cr_expect_eq(cases[which == 1 ? 1 : 0].result, which == 1 ? POLLIN : 1);
+        cr_expect_eq(item, which == 1 ? 0 : 7);
+        close_pipe(fd);
+    }
+    return 0;
+}
+
+Test(select, readiness_that_the_kernel_knows_of_wins_over_a_cancel_but_not_over_an_item) {
+    run(found_ready);
 }
 
 static int hangs_up(void *arg) {
@@ -733,14 +915,16 @@ Test(select, without_memory_for_a_request_nothing_is_done) {
 struct contest {
     coil_chan in, out;
     int fd[2];
+    coil_event event;
+    coil_sem sem;
     coil_task ends;
     int received, item;
-    bool gave, got, wrote, ended, cancelled, closed;
+    bool gave, got, wrote, ended, set, released, cancelled, closed;
 };
 
 static void act(struct contest *x, coil_task victim) {
     int item = 0;
-    switch (chance(9)) {
+    switch (chance(11)) {
     case 0:
         if (!x->gave) x->gave = put(&x->in, 77) == 0;
         break;
@@ -769,6 +953,14 @@ static void act(struct contest *x, coil_task victim) {
     case 6:
         coil_nop();
         break;
+    case 7:
+        coil_event_set(&x->event);
+        x->set = true;
+        break;
+    case 8:
+        if (!x->released) coil_sem_release(&x->sem, 3);
+        x->released = true;
+        break;
     default:
         coil_yield();
     }
@@ -794,12 +986,20 @@ static void judge(struct contest *x, const struct choice *k, int got) {
     case 4:
         cr_expect(k->limit.ns > 0);
         break;
+    case 5:
+        cr_expect(x->set && k->cases[5].result == 0);
+        break;
+    case 6:
+    case 7:
+        cr_expect(x->released && k->cases[got].result == 0);
+        break;
     default:
         cr_expect(got == -ECANCELED ? x->cancelled : got == -ETIME && k->limit.ns, "%d", got);
     }
     cr_expect_eq(k->struck, got == -ETIME);
     cr_expect_eq(x->gave, got == 0 && k->cases[0].result == 1, "an item that was taken was received");
     cr_expect_eq(x->got, got == 1);
+    cr_expect_eq(permits_of(&x->sem), !x->released ? 0 : got == 6 ? 2 : got == 7 ? 0 : 3);
     if (got != 0) cr_expect_eq(x->received, 0);
     if (x->wrote) cr_expect_eq(read(x->fd[0], &byte, 1), 1);
     cr_expect_eq(put(&x->in, 1), x->closed ? -EPIPE : -EAGAIN, "it waits nowhere");
@@ -809,18 +1009,24 @@ static void judge(struct contest *x, const struct choice *k, int got) {
     cr_expect_eq(worker()->ops.live, 0);
 }
 
-/* The index of what happened, or 5: cancelled, 6: late. */
+/* The index of what happened, or 8: cancelled, 9: late. */
 static int contest(const int fd[2]) {
     struct contest x = {.fd = {fd[0], fd[1]}, .item = 88, .ends = spawn(sleeps, NULL)};
     cr_expect_eq(coil_chan_open(&x.in, sizeof(int), 0), 0);
     cr_expect_eq(coil_chan_open(&x.out, sizeof(int), 0), 0);
     coil_dur limit = coil_ns(chance(2) ? 0 : 1 + chance(40000));
     coil_time at = limit.ns && chance(2) ? coil_after(coil_ns(chance(40000))) : COIL_NEVER;
-    coil_case cases[] = {coil_on_recv(&x.in, &x.received), coil_on_send(&x.out, &x.item),
-                         coil_on_ready(x.fd[0], POLLIN), coil_on_join(x.ends), coil_on_time(at)};
-    struct choice k = {.cases = cases, .n = 5, .limit = limit};
+    coil_case cases[] = {coil_on_recv(&x.in, &x.received),
+                         coil_on_send(&x.out, &x.item),
+                         coil_on_ready(x.fd[0], POLLIN),
+                         coil_on_join(x.ends),
+                         coil_on_time(at),
+                         coil_on_event(&x.event),
+                         coil_on_sem(&x.sem, 1),
+                         coil_on_sem(&x.sem, 3)};
+    struct choice k = {.cases = cases, .n = 8, .limit = limit};
     coil_task t = spawn(chooses, &k);
-    for (int i = 0; i < 12; i++)
+    for (uint32_t i = chance(13); i; i--)
         act(&x, t);
     if (!limit.ns) coil_cancel(t);
     if (!limit.ns) x.cancelled = true;
@@ -828,18 +1034,18 @@ static int contest(const int fd[2]) {
     judge(&x, &k, got);
     coil_chan_destroy(&x.in);
     coil_chan_destroy(&x.out);
-    return got == -ECANCELED ? 5 : got == -ETIME ? 6 : got;
+    return got == -ECANCELED ? 8 : got == -ETIME ? 9 : got;
 }
 
 static int contests(void *arg) {
-    int n[7] = {0}, rounds = check_rounds(10000), fd[2];
+    int n[10] = {0}, rounds = check_rounds(10000), fd[2];
     (void)arg;
     make_pipe(fd);
     for (int i = 0; i < rounds; i++)
         n[contest(fd)]++;
     close_pipe(fd);
     if (rounds < 1000) return 0;
-    for (int i = 0; i < 7; i++)
+    for (int i = 0; i < 10; i++)
         cr_expect_gt(n[i], rounds / 500, "outcome %d: %d times", i, n[i]);
     return 0;
 }
@@ -943,7 +1149,8 @@ Test(select, among_many_selects_no_item_is_lost_or_doubled) {
 }
 
 static size_t heap_in_use(void) {
-    return CHECK_SANITIZED ? 0 : mallinfo2().uordblks;
+    struct mallinfo2 m = mallinfo2();
+    return CHECK_SANITIZED ? 0 : m.uordblks + m.hblkhd;
 }
 
 static int of_all_kinds(void *arg) {

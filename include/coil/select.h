@@ -4,6 +4,7 @@
 
 #include "chan.h"
 #include "core.h"
+#include "sync.h"
 #include "task.h"
 
 #ifdef __cplusplus
@@ -24,6 +25,8 @@ enum {
     COIL_CASE_RECV_,
     COIL_CASE_SEND_,
     COIL_CASE_JOIN_,
+    COIL_CASE_EVENT_,
+    COIL_CASE_SEM_,
     COIL_CASE_TIME_,
     COIL_CASE_READY_
 };
@@ -65,6 +68,21 @@ static inline coil_case coil_on_join(coil_task t) {
     return coil_case_of_(COIL_CASE_JOIN_, NULL, NULL, (uint64_t)t.worker << 32 | t.slot, t.gen);
 }
 
+/* The case that e is set, or was while the select waited. Its result is 0. It stays set.
+ * Returns: the case.
+ * Mark: [any]. Thread: any. */
+static inline coil_case coil_on_event(coil_event *e) {
+    return coil_case_of_(COIL_CASE_EVENT_, e, NULL, 0, 0);
+}
+
+/* The case that n permits are taken from s, as by coil_sem_acquire. Its result is 0. While it waits it stands
+ * in line, and one that waits for many holds up those behind it.
+ * Returns: the case.
+ * Mark: [any]. Thread: any. */
+static inline coil_case coil_on_sem(coil_sem *s, unsigned n) {
+    return coil_case_of_(COIL_CASE_SEM_, s, NULL, n, 0);
+}
+
 /* The case that the moment t has come; COIL_NEVER: a case that never happens. Its result is 0. Of several
  * moments that pass while a select waits, the earliest happens.
  * Returns: the case.
@@ -88,7 +106,7 @@ static inline coil_case coil_on_ready(int fd, short events) {
  * than one case; a send and a receive of the same select never meet.
  * Returns: the index of the case that happened; its `result` tells the outcome. That is an error, where the
  *         case's own text says so: the call has succeeded all the same.
- * Errors: -EINVAL: no cases are given, or one that is none (all zero, of a channel that is NULL, of no
+ * Errors: -EINVAL: no cases are given, or one that is none (all zero, of an object that is NULL, of no
  *         events). -ENOMEM: more than 16 cases, or readiness, and no memory. -ECANCELED, -ETIME: refused, or
  *         woken before any case happened. After any error no case has happened.
  * Memory: the cases and what they borrow are lent to the call until it returns; the kernel has let go of
