@@ -65,19 +65,30 @@ static void hand_over(void) {
     peer_figure("channel", peer_cpu() - began_ns, PEER_ITEMS);
 }
 
+static void lock_and_unlock(void) {
+    coil_mutex m = {0};
+    int64_t began_ns = peer_cpu();
+    for (int i = 0; i < PEER_LOCKS; i++) {
+        check(coil_mutex_lock(&m));
+        coil_mutex_unlock(&m);
+    }
+    peer_figure("mutex", peer_cpu() - began_ns, PEER_LOCKS);
+}
+
 static int sleeper(void *arg) {
     return coil_sleep_until((coil_time){peer_sleeps_due(arg)});
 }
 
 static void sleeps(const char *name, int64_t spread_ns) {
-    struct peer_sleeps s;
-    COIL_GROUP(g);
-    peer_sleeps_begin(&s, spread_ns);
-    for (int i = 0; i < PEER_SLEEPS; i++)
-        check(coil_group_spawn(&g, sleeper, &s));
-    peer_sleeps_spawned(&s);
-    check(coil_group_wait(&g));
-    peer_sleeps_end(&s, name);
+    struct peer_sleeps s = {0};
+    do {
+        COIL_GROUP(g);
+        peer_sleeps_begin(&s, spread_ns);
+        for (int i = 0; i < PEER_SLEEPS; i++)
+            check(coil_group_spawn(&g, sleeper, &s));
+        peer_sleeps_spawned(&s);
+        check(coil_group_wait(&g));
+    } while (!peer_sleeps_end(&s, name));
 }
 
 static int measure(void *arg) {
@@ -86,6 +97,7 @@ static int measure(void *arg) {
     yields(1000);
     spawn_and_join();
     hand_over();
+    lock_and_unlock();
     sleeps(NULL, 0);
     sleeps("together", 0);
     sleeps("spread", PEER_SECOND);

@@ -74,16 +74,17 @@ static inline void peer_yields_end(const struct peer_yields *y, int tasks) {
     peer_figure(name, y->ns, PEER_YIELDS);
 }
 
-/* ---- sleeps: spawned first, then told the moment from which on they are due ---- */
+/* ---- sleeps: spawned first, then told the moment from which on they are due; where the last task came to
+ * its sleep only after that moment, the batch is made again with twice the time ---- */
 
 struct peer_sleeps {
-    int64_t first_ns, spread_ns, began_cpu_ns;
+    int64_t lead_ns, first_ns, spread_ns, began_cpu_ns;
     int begun;
-    bool too_slow; /* a task came to its sleep when the first was due already: no figure */
+    bool too_slow;
 };
 
 static inline void peer_sleeps_begin(struct peer_sleeps *s, int64_t spread_ns) {
-    s->first_ns = 0;
+    s->lead_ns = s->too_slow ? s->lead_ns * 2 : PEER_SECOND / 2;
     s->spread_ns = spread_ns;
     s->begun = 0;
     s->too_slow = false;
@@ -92,28 +93,28 @@ static inline void peer_sleeps_begin(struct peer_sleeps *s, int64_t spread_ns) {
 
 /* All are spawned, and none has run. */
 static inline void peer_sleeps_spawned(struct peer_sleeps *s) {
-    s->first_ns = peer_now() + PEER_SECOND / 2;
+    s->first_ns = peer_now() + s->lead_ns;
 }
 
 /* When the calling task's sleep is to end: in an order that has nothing to do with that of spawning (48271
  * has no factor in common with PEER_SLEEPS). */
 static inline int64_t peer_sleeps_due(struct peer_sleeps *s) {
     int64_t share = (int64_t)s->begun * 48271 % PEER_SLEEPS;
-    if (++s->begun == PEER_SLEEPS && peer_now() >= s->first_ns) s->too_slow = true;
+    if (++s->begun == PEER_SLEEPS) s->too_slow = peer_now() >= s->first_ns;
     return s->first_ns + s->spread_ns / PEER_SLEEPS * share;
 }
 
-/* All have ended. A batch without a name was to warm the stacks. */
-static inline void peer_sleeps_end(const struct peer_sleeps *s, const char *name) {
+/* All have ended; false: make them again. A batch without a name was to warm the stacks. */
+static inline bool peer_sleeps_end(const struct peer_sleeps *s, const char *name) {
     int64_t cpu_ns = peer_cpu() - s->began_cpu_ns;
     int64_t last_ns = s->first_ns + s->spread_ns / PEER_SLEEPS * (PEER_SLEEPS - 1);
-    if (!name) return;
-    if (s->too_slow || s->begun != PEER_SLEEPS || peer_now() < last_ns) {
-        fprintf(stderr, "no figure for %s: %s\n", name,
-                s->too_slow ? "the first sleep ended before the last began" : "a sleep ended early");
-        return;
-    }
-    peer_figure(name, cpu_ns, PEER_SLEEPS);
+    if (!name) return true;
+    if (s->too_slow) return false;
+    if (peer_now() >= last_ns)
+        peer_figure(name, cpu_ns, PEER_SLEEPS);
+    else
+        fprintf(stderr, "no figure for %s: a sleep ended early\n", name);
+    return true;
 }
 
 #endif

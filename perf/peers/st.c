@@ -84,14 +84,15 @@ static void *sleeper(void *arg) {
 
 static void sleeps(const char *name, int64_t spread_ns) {
     static st_thread_t all[PEER_SLEEPS];
-    struct peer_sleeps s;
-    peer_sleeps_begin(&s, spread_ns);
-    for (int i = 0; i < PEER_SLEEPS; i++)
-        all[i] = spawn(sleeper, &s);
-    peer_sleeps_spawned(&s);
-    for (int i = 0; i < PEER_SLEEPS; i++)
-        check(st_thread_join(all[i], NULL));
-    peer_sleeps_end(&s, name);
+    struct peer_sleeps s = {0};
+    do {
+        peer_sleeps_begin(&s, spread_ns);
+        for (int i = 0; i < PEER_SLEEPS; i++)
+            all[i] = spawn(sleeper, &s);
+        peer_sleeps_spawned(&s);
+        for (int i = 0; i < PEER_SLEEPS; i++)
+            check(st_thread_join(all[i], NULL));
+    } while (!peer_sleeps_end(&s, name));
 }
 
 static st_utime_t monotonic_us(void) {
