@@ -538,7 +538,6 @@ Flow(a_select_over_two_senders_a_descriptor_and_more, 3) {
     return err;
 }
 
-#if 0 /*TEMP*/
 /* ---- other threads ---- */
 
 struct job {
@@ -599,7 +598,6 @@ Flow(items_from_another_thread, 1) {
     return err;
 }
 
-#endif /*TEMP*/
 /* ---- descriptors ---- */
 
 static int echoes(coil_stream *s, void *arg) {
