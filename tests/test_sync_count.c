@@ -339,7 +339,7 @@ TaskTest(sync_count, a_barrier_lets_all_go_on_together_and_tells_one) {
 TaskTest(sync_count, who_is_cancelled_no_longer_counts_at_a_barrier) {
     COIL_BARRIER(b, 2);
     uint32_t random = 1;
-    for (int i = 0; i < check_rounds(10000); i++) {
+    for (int i = 0; i < task_rounds(10000); i++) {
         bool before = next_random(&random) >> 31;
         coil_task t = spawn(meets, &b), other = {0};
         coil_yield();
@@ -411,7 +411,7 @@ TaskTest(sync_count, what_failed_or_was_cancelled_is_done_by_the_next) {
 /* Cancelled before it was told to run its own, it doesn't; afterwards it does. */
 TaskTest(sync_count, a_cancel_meets_the_failure_of_the_one_before) {
     uint32_t random = 1;
-    for (int i = 0; i < check_rounds(10000); i++) {
+    for (int i = 0; i < task_rounds(10000); i++) {
         bool before = next_random(&random) >> 31;
         coil_once o = {{0}};
         struct attempt a = {&o, fails, 0}, b = {&o, counts, 0}, c = {&o, counts, 0};
