@@ -6,8 +6,8 @@
  *   question:  NONE -> ASKED by the watchdog -> TAKING by the handler -> NONE, then `answered` is posted;
  *              or ASKED -> NONE by the watchdog, which has waited for long enough.
  *
- * Only the times between looks count that are as long as they should be: a process that was stopped, or whose
- * watchdog got no processor, has not been held up by a task for that time. */
+ * Of the time between two looks no more counts than was to be expected, and what the watchdog itself has
+ * worked: a process that was stopped has not been held up by a task meanwhile. */
 #include "watchdog.h"
 #include "dump.h"
 #include "unwind.h"
@@ -36,9 +36,9 @@ static pthread_t watchdog;
 static struct sigaction before;
 static _Thread_local struct coil__watch *mine __attribute__((tls_model("initial-exec")));
 
-static int64_t now_ns(void) {
+static int64_t now_ns(clockid_t clock) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
@@ -146,7 +146,7 @@ static void report(struct coil__watch *watch) {
 static void say_given_up(const struct coil__watch *watch) {
     if (!watch->reported) return;
     fprintf(stderr, "coil: %s has given worker %u up after about ", watch->answer.name, watch->w->s.worker);
-    coil__print_ns(stderr, now_ns() - watch->since_ns);
+    coil__print_ns(stderr, now_ns(CLOCK_MONOTONIC) - watch->since_ns);
     fputc('\n', stderr);
 }
 
@@ -156,7 +156,7 @@ static void look(struct coil__watch *watch, int64_t passed_ns) {
     if (resumes != watch->resumes || atomic_load_explicit(&w->sleeping, memory_order_relaxed)) {
         say_given_up(watch);
         watch->resumes = resumes;
-        watch->since_ns = now_ns();
+        watch->since_ns = now_ns(CLOCK_MONOTONIC);
         watch->held_ns = 0;
         watch->asked = watch->reported = false;
         return;
@@ -176,19 +176,26 @@ static int64_t look_after_ns(void) {
     return MIN(MAX(least, LOOK_NS_MIN), INT64_C(31536000000000000));
 }
 
+/* The time from one look to the next, as far as it counts: a process that stands still uses no processor. */
+static int64_t credible_ns(int64_t passed_ns, int64_t after_ns, int64_t cpu_ns) {
+    return MIN(passed_ns, after_ns + after_ns / 2 + cpu_ns);
+}
+
 static void *watch_all(void *arg) {
-    int64_t looked_ns = now_ns();
+    int64_t looked_ns = now_ns(CLOCK_MONOTONIC), cpu_ns = now_ns(CLOCK_THREAD_CPUTIME_ID);
     pthread_mutex_lock(&lock);
     while (!coil__list_empty(&watches)) {
-        int64_t after_ns = look_after_ns(), at_ns = looked_ns + after_ns, passed_ns;
+        int64_t after_ns = look_after_ns(), at_ns = looked_ns + after_ns;
         struct timespec at = {.tv_sec = at_ns / 1000000000, .tv_nsec = at_ns % 1000000000};
         pthread_cond_timedwait(&changed, &lock, &at);
-        passed_ns = now_ns() - looked_ns;
-        if (passed_ns < after_ns) continue;
+        int64_t time_ns = now_ns(CLOCK_MONOTONIC), used_ns = now_ns(CLOCK_THREAD_CPUTIME_ID);
+        if (time_ns < at_ns) continue;
+        int64_t counts_ns = credible_ns(time_ns - looked_ns, after_ns, used_ns - cpu_ns);
+        looked_ns = time_ns;
+        cpu_ns = used_ns;
         LIST_EACH(n, &watches) {
-            look(CONTAINER_OF(n, struct coil__watch, node), MIN(passed_ns, after_ns + after_ns / 2));
+            look(CONTAINER_OF(n, struct coil__watch, node), counts_ns);
         }
-        looked_ns = now_ns();
     }
     pthread_mutex_unlock(&lock);
     return arg;
