@@ -41,8 +41,8 @@ static int join(coil_task t) {
 struct call {
     struct coil__blocking b;
     sem_t hold;
-    bool holds, always;
     int64_t until_ns;
+    bool holds, always;
     atomic_bool begun, ended;
     atomic_int runs;
     int result; /* of the call */
