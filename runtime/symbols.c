@@ -183,6 +183,7 @@ static void find_by_tables(const struct object *o, uintptr_t at, struct coil__sy
     X(dwarf_getsrcfiles)            \
     X(dwarf_filesrc)
 
+/* NOLINTNEXTLINE(bugprone-macro-parentheses): a name is declared */
 #define FIELD(f) __typeof__(&(f)) f;
 static struct { LIBDW_CALLS(FIELD) } dw;
 static bool dw_there;

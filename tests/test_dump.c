@@ -38,14 +38,14 @@ static __attribute__((noinline)) void dump(void (*call)(FILE *out)) {
 }
 
 static bool has(const char *what) {
-    return strstr(text, what) != NULL;
+    return text && strstr(text, what);
 }
 
 #define EXPECT_HAS(what) cr_expect(has(what), "no \"%s\" in:\n%s", what, text)
 
 static int count_of(const char *what) {
     int n = 0;
-    for (const char *at = text; (at = strstr(at, what)); at += strlen(what))
+    for (const char *at = text; at && (at = strstr(at, what)); at += strlen(what))
         n++;
     return n;
 }
@@ -659,7 +659,7 @@ static bool read_dumps(int fd, int n) {
 
 /* Each dump is in one piece: between two heads there are one run and its 51 children. */
 static bool in_pieces(void) {
-    for (char *at = text; (at = strstr(at, "coil: worker "));) {
+    for (char *at = text; at && (at = strstr(at, "coil: worker "));) {
         char *next = strstr(at + 1, "coil: worker ");
         if (next) next[-1] = '\0';
         int tasks = 0, runs = 0;
@@ -794,6 +794,7 @@ static int no_circle(void *arg) {
     static coil_task t;
     (void)arg;
     t = spawn_named("sleeper", sleeps_for_ever, NULL);
+    spawn_named("another", joins, &t);
     return joins(&t);
 }
 
