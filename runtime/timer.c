@@ -80,6 +80,9 @@ static int sleep_until(struct coil__task *t, int64_t at_ns) {
         coil__step_aside(t);
         return 0;
     }
+    /* Sleeps that are due at one moment end in the order in which they began, so one that an earlier wait has
+     * left its timer to doesn't take over that one's place. */
+    coil__timer_disarm(t->sched, &t->timer);
     struct sleep sleep = {.wait = {.abort = sleep_abort, .what = "sleep", .fd = -1}, .at_ns = at_ns};
     coil__park_until(t, &sleep.wait, MIN(at_ns, t->limit_ns));
     return sleep.wait.result < 0 ? coil__stop_error(t) : 0;

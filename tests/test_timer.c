@@ -277,3 +277,55 @@ Test(timer, sleeps_that_end_within_the_slack_of_each_other_share_a_wakeup) {
     coil_run_opts o = {.timer_slack = coil_ms(200), .spin_max = coil_ns(-1)};
     cr_assert_eq(coil_run_with(&o, sleeps_share_a_wakeup, NULL), 0);
 }
+
+/* What several sleepers are due at, and in which order they began and ended. */
+struct alarm {
+    coil_time at;
+    int begun, ended, first[100], last[100];
+    bool late; /* too slow a machine: some began when it was time already */
+};
+
+struct alarmed {
+    struct alarm *alarm;
+    int number;
+    coil_dur before; /* a wait under this limit comes first: its timer stays behind */
+    coil_task *joins;
+};
+
+static int sleeps_until_the_alarm(void *arg) {
+    struct alarmed *s = arg;
+    if (s->before.ns) {
+        coil_scope limit = coil_within(s->before);
+        cr_expect_eq(coil_join(*s->joins, NULL), 0);
+        coil_leave(&limit);
+    }
+    s->alarm->first[s->alarm->begun++] = s->number;
+    if (coil_now().ns >= s->alarm->at.ns) s->alarm->late = true;
+    int err = coil_sleep_until(s->alarm->at);
+    s->alarm->last[s->alarm->ended++] = s->number;
+    return err;
+}
+
+/* Some have a timer left that is due earlier than the alarm, or later. */
+static int sleeps_to_one_alarm(void *arg) {
+    struct alarm alarm = {.at = coil_after(coil_ms(300))};
+    struct alarmed s[100];
+    coil_task tasks[100], nothing[100];
+    int runs = 0;
+    (void)arg;
+    for (int i = 0; i < 100; i++) {
+        s[i] = (struct alarmed){.alarm = &alarm, .number = i, .joins = &nothing[i]};
+        s[i].before = i % 3 ? coil_ms(i % 3 == 1 ? 150 : 10000) : coil_ns(0);
+        tasks[i] = spawn(sleeps_until_the_alarm, &s[i]);
+        nothing[i] = spawn(ticks, &runs);
+    }
+    for (int i = 0; i < 100; i++)
+        cr_expect_eq(coil_join(tasks[i], NULL), 0);
+    for (int i = 0; i < 100 && !alarm.late; i++)
+        cr_expect_eq(alarm.last[i], alarm.first[i], "end %d: %d, not %d", i, alarm.last[i], alarm.first[i]);
+    return 0;
+}
+
+Test(timer, sleeps_that_are_due_at_one_moment_end_in_the_order_in_which_they_began) {
+    cr_assert_eq(coil_run(sleeps_to_one_alarm, NULL), 0);
+}
