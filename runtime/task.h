@@ -163,7 +163,6 @@ struct coil__sched {
     int64_t looked_ns;             /* ... and when it was */
     struct coil__ring_queue later; /* READY too, but not before the next turn */
     struct coil__heap timers;
-    int64_t slept_ns; /* from when the last coil_sleep counts: no two from the same moment */
     struct coil__stack_pool stacks;
     struct coil__task *stopped; /* cancelled, and still to be interrupted: see cancel.c */
     bool stopping;              /* somebody is at it */

@@ -88,17 +88,12 @@ static int sleep_until(struct coil__task *t, int64_t at_ns) {
     return sleep.wait.result < 0 ? coil__stop_error(t) : 0;
 }
 
-/* Equal sleeps end in the order in which they began, also where the clock stands still between them. */
-static int64_t begin_sleep(struct coil__sched *s) {
-    return s->slept_ns = MAX(coil__clock(s), s->slept_ns + 1);
-}
-
 int coil_sleep(coil_dur d) {
     struct coil__task *t = coil__current("coil_sleep");
     int err = coil__admit(t);
     if (err) return err;
     if (d.ns <= 0) return sleep_until(t, 0);
-    return sleep_until(t, coil__add_ns(begin_sleep(t->sched), d.ns));
+    return sleep_until(t, coil__add_ns(coil__clock(t->sched), d.ns));
 }
 
 int coil_sleep_until(coil_time at) {

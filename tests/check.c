@@ -59,7 +59,8 @@ long check_rss_kb(void) {
 
 size_t check_heap_bytes(void) {
 #ifdef __GLIBC__
-    if (!CHECK_SANITIZED) return mallinfo2().uordblks;
+    struct mallinfo2 m = mallinfo2();
+    if (!CHECK_SANITIZED) return m.uordblks + m.hblkhd; /* the second: large ones, mapped each for itself */
 #endif
     return 0;
 }

@@ -1,8 +1,6 @@
 /* Many tasks at once: started and joined, cancelled, out of time; and locks whose holder is cancelled. */
 #include "stream_pairs.h"
 
-#include <malloc.h>
-
 /* ---- one after the other ---- */
 
 static int gives_back(void *arg) {

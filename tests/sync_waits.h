@@ -8,7 +8,6 @@
 #include "coil/coil.h"
 
 #include <errno.h>
-#include <malloc.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -249,11 +248,6 @@ static inline void check_many(struct waitable *w) {
     cr_expect_eq(coil_group_wait(&g), 0, "%s", w->name);
     cr_expect_eq(many_done, n, "%s", w->name);
     cr_expect(w->is_idle(), "%s", w->name);
-}
-
-/* What the heap holds; means nothing where a sanitizer has its own. */
-static inline size_t heap_in_use(void) {
-    return CHECK_SANITIZED ? 0 : mallinfo2().uordblks;
 }
 
 #endif

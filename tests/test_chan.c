@@ -4,7 +4,6 @@
 #include "coil/coil.h"
 
 #include <errno.h>
-#include <malloc.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -665,11 +664,6 @@ Test(chan, among_many_senders_and_receivers_no_item_is_lost_or_doubled) {
     run(crowded);
 }
 
-static size_t heap_in_use(void) {
-    struct mallinfo2 m = mallinfo2();
-    return CHECK_SANITIZED ? 0 : m.uordblks + m.hblkhd;
-}
-
 static int opens_and_destroys(void *arg) {
     (void)arg;
     coil_chan c;
@@ -684,10 +678,10 @@ static int opens_and_destroys(void *arg) {
 Test(chan, nothing_is_left_behind) {
     run(opens_and_destroys);
     int fds = check_fd_count(), maps = check_map_count();
-    size_t heap = heap_in_use();
+    size_t heap = check_heap_bytes();
     run(opens_and_destroys);
     cr_expect_eq(check_fd_count(), fds, "descriptors");
-    cr_expect_leq(heap_in_use(), heap + 4096, "heap");
+    cr_expect_leq(check_heap_bytes(), heap + 4096, "heap");
     if (!CHECK_SANITIZED) cr_expect_leq(check_map_count(), maps + 8, "mappings");
 }
 

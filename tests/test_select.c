@@ -7,7 +7,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <malloc.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -1152,11 +1151,6 @@ Test(select, among_many_selects_no_item_is_lost_or_doubled) {
     run(crowded);
 }
 
-static size_t heap_in_use(void) {
-    struct mallinfo2 m = mallinfo2();
-    return CHECK_SANITIZED ? 0 : m.uordblks + m.hblkhd;
-}
-
 static int of_all_kinds(void *arg) {
     crowded(arg);
     lots(arg);
@@ -1167,10 +1161,10 @@ static int of_all_kinds(void *arg) {
 Test(select, nothing_is_left_behind) {
     run(of_all_kinds);
     int fds = check_fd_count(), maps = check_map_count();
-    size_t heap = heap_in_use();
+    size_t heap = check_heap_bytes();
     run(of_all_kinds);
     cr_expect_eq(check_fd_count(), fds, "descriptors");
-    cr_expect_leq(heap_in_use(), heap + 4096, "heap");
+    cr_expect_leq(check_heap_bytes(), heap + 4096, "heap");
     if (!CHECK_SANITIZED) cr_expect_leq(check_map_count(), maps + 8, "mappings");
 }
 

@@ -166,14 +166,14 @@ Test(sync, a_cancel_from_another_thread_meets_a_hand_over) {
 }
 
 static int uses_everything(void *arg) {
-    size_t heap = heap_in_use();
+    size_t heap = check_heap_bytes();
     (void)arg;
     for (int k = 0; k < KINDS; k++) {
         kinds[k].block();
         kinds[k].give();
         cr_expect(kinds[k].is_idle());
     }
-    cr_expect_eq(heap_in_use(), heap, "they allocate nothing");
+    cr_expect_eq(check_heap_bytes(), heap, "they allocate nothing");
     return 0;
 }
 

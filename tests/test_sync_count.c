@@ -204,7 +204,7 @@ static int meets(void *arg) {
 
 static int uses_everything(void *arg) {
     COIL_BARRIER(alone, 1);
-    size_t heap = heap_in_use();
+    size_t heap = check_heap_bytes();
     (void)arg;
     for (int k = 0; k < 4; k++) {
         kinds[k].block();
@@ -212,7 +212,7 @@ static int uses_everything(void *arg) {
         cr_expect(kinds[k].is_idle());
     }
     cr_expect_eq(coil_barrier_wait(&alone), 1);
-    cr_expect_eq(heap_in_use(), heap, "they allocate nothing");
+    cr_expect_eq(check_heap_bytes(), heap, "they allocate nothing");
     return 0;
 }
 
