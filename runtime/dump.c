@@ -390,8 +390,12 @@ void coil__dump_worker(struct coil__worker *w) {
 }
 
 void coil__report_exit(struct coil__worker *w, int64_t waited_ns) {
-    fprintf(stderr, "coil: main has returned %.1f s ago, and %u tasks that were cancelled have not ended:\n",
-            (double)waited_ns / 1e9, w->s.live);
+    fprintf(stderr, "coil: main has returned %.1f s ago, and ", (double)waited_ns / 1e9);
+    if (w->s.live) {
+        fprintf(stderr, "%u tasks that were cancelled have not ended:\n", w->s.live);
+    } else {
+        fputs("calls that no task waits for any more have not ended:\n", stderr);
+    }
     coil__report_waits(w);
     if (!coil__list_empty(&w->jobs)) make_dump(w, stderr, print_jobs_for_report);
 }

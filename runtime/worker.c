@@ -132,7 +132,7 @@ static int64_t next_alarm(const struct coil__worker *w) {
 /* Whether anything could still wake a task of this worker. */
 static bool hopeless(struct coil__worker *w) {
     return w->s.live && !w->s.outside && !w->external_wakes && !coil__timers_any(&w->s) &&
-           coil__inbox_empty(&w->inbox);
+           coil__list_empty(&w->jobs) && coil__inbox_empty(&w->inbox);
 }
 
 /* Polls for at most spin_max. True: something has come or is due, so there is no need to sleep. */

@@ -724,8 +724,48 @@ static int keeps_waiting(void *arg) {
 }
 
 Test(blocking, the_report_at_the_end_names_functions_that_have_begun) {
-    cr_assert(check_aborts(leaves_it_for_ever, NULL, "blocking call"));
+    cr_assert(check_aborts(leaves_it_for_ever, NULL, "calls that no task waits for any more have not ended"));
+    cr_assert(check_aborts(leaves_it_for_ever, NULL, "on the blocking pool: blocking call of works, for "));
     cr_assert(check_aborts(keeps_waiting, NULL, "waits for blocking call"));
+    cr_assert(check_aborts(keeps_waiting, NULL, "on the blocking pool: blocking call of works, for "));
+}
+
+/* Nobody waits for it, and it is the last that can wake anybody. */
+struct waker {
+    coil_task whom;
+    atomic_bool begun, goes_on;
+};
+
+static int cancels_from_the_pool(void *arg) {
+    struct waker *w = arg;
+    atomic_store(&w->begun, true);
+    while (!atomic_load(&w->goes_on))
+        usleep(50);
+    usleep(10000); /* for a run that would find a deadlock */
+    return coil_cancel(w->whom);
+}
+
+static int leaves_a_waker(void *arg) {
+    return coil_blocking_owned(cancels_from_the_pool, arg, NULL, NULL);
+}
+
+static int waits_for_what_was_left(void *arg) {
+    struct waker *w = arg;
+    coil_event never = {0};
+    w->whom = coil_self();
+    coil_task t = spawn(leaves_a_waker, w);
+    while (!atomic_load(&w->begun))
+        coil_sleep(coil_us(50));
+    cr_expect_eq(coil_cancel(t), 0);
+    cr_expect_eq(join(t), -ECANCELED);
+    atomic_store(&w->goes_on, true);
+    cr_expect_eq(coil_event_wait(&never), -ECANCELED);
+    return 9;
+}
+
+Test(blocking, a_job_that_was_left_behind_may_wake_a_task_so_there_is_no_deadlock) {
+    struct waker w = {0};
+    cr_assert_eq(coil_run(waits_for_what_was_left, &w), 9);
 }
 
 static int calls_coil(void *arg) {
