@@ -4,7 +4,7 @@ import asyncio
 import platform
 import time
 
-YIELDS, SPAWNS, ITEMS, LOCKS, SLEEPS = 100_000, 20_000, 50_000, 100_000, 100_000  # most are slower
+YIELDS, SPAWNS, ITEMS, LOCKS, SLEEPS = 100_000, 20_000, 50_000, 100_000, 50_000  # fewer: it is slower
 
 
 def figure(name, ns, count):
@@ -78,7 +78,7 @@ class Sleeps:
 
 
 async def sleeps(name, spread):
-    lead = 1.5
+    lead = 1.0
     while True:
         s = Sleeps(lead, spread)
         before = time.process_time_ns()

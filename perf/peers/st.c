@@ -1,4 +1,5 @@
-/* state-threads. It has no yield, and no channel: items are handed over in a slot with two conditions. */
+/* state-threads. It has no yield that is not a sleep, and no channel: items are handed over in a slot with
+ * two conditions. */
 #include "peer.h"
 
 #include <st.h>
