@@ -177,7 +177,7 @@ static struct rwlock *rwlock_for(coil_rwlock *lock, const struct coil__task *t, 
     struct rwlock *l = (struct rwlock *)(void *)lock;
     if (UNLIKELY(coil__owner_worker(&l->holder) != t->sched->worker)) {
         if (l->readers || l->holder.gen) coil__sync_foreign(coil__owner_worker(&l->holder), call);
-        *l = (struct rwlock){.holder = {.where = coil__where(t)}};
+        *l = (struct rwlock){.holder = {.where = t->where}};
     }
     return l;
 }

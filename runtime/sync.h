@@ -74,12 +74,8 @@ struct coil__owner {
     uint64_t gen;   /* 0: nobody */
 };
 
-static inline uint64_t coil__where(const struct coil__task *t) {
-    return (uint64_t)t->slot << 32 | t->sched->worker;
-}
-
 static inline struct coil__owner coil__owner(const struct coil__task *t) {
-    return (struct coil__owner){.where = coil__where(t), .gen = t->gen};
+    return (struct coil__owner){.where = t->where, .gen = t->gen};
 }
 
 static inline uint32_t coil__owner_worker(const struct coil__owner *o) {
@@ -87,7 +83,7 @@ static inline uint32_t coil__owner_worker(const struct coil__owner *o) {
 }
 
 static inline bool coil__owns(const struct coil__owner *o, const struct coil__task *t) {
-    return o->gen == t->gen && o->where == coil__where(t);
+    return o->gen == t->gen && o->where == t->where;
 }
 
 /* The task of an entry that is no select's. */

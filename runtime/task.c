@@ -4,8 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NO_SLOT = UINT32_MAX };
-
 /* The model is said again here: where a thread-local is defined, a declaration's does not count. */
 _Thread_local struct coil__sched *coil__here __attribute__((tls_model("initial-exec")));
 _Thread_local bool coil__forked __attribute__((tls_model("initial-exec")));
@@ -65,6 +63,7 @@ static struct coil__task *grow(struct coil__sched *s) {
     }
     struct coil__task *t = record(s, slot);
     t->slot = slot;
+    t->where = (uint64_t)slot << 32 | s->worker;
     t->gen = 1;
     t->sched = s;
     atomic_store_explicit(&s->slots, slot + 1, memory_order_release);
@@ -73,21 +72,20 @@ static struct coil__task *grow(struct coil__sched *s) {
 
 /* First in, first out: a slot rests as long as possible before its handle could be mistaken for a new one. */
 static struct coil__task *take_slot(struct coil__sched *s) {
-    if (s->free_first == NO_SLOT) return grow(s);
-    struct coil__task *t = record(s, s->free_first);
+    struct coil__task *t = s->free_first;
+    if (UNLIKELY(!t)) return grow(s);
     s->free_first = t->next_free;
-    if (s->free_first == NO_SLOT) s->free_last = NO_SLOT;
     return t;
 }
 
 static void give_slot(struct coil__sched *s, struct coil__task *t) {
-    t->next_free = NO_SLOT;
-    if (s->free_last == NO_SLOT) {
-        s->free_first = t->slot;
+    t->next_free = NULL;
+    if (s->free_first) {
+        s->free_last->next_free = t;
     } else {
-        record(s, s->free_last)->next_free = t->slot;
+        s->free_first = t;
     }
-    s->free_last = t->slot;
+    s->free_last = t;
 }
 
 void coil__task_free(struct coil__task *t) {
@@ -456,7 +454,6 @@ no_room:
 
 void coil__sched_init(struct coil__sched *s, size_t tasks_max) {
     s->tasks_max = tasks_max;
-    s->free_first = s->free_last = NO_SLOT;
     s->cxa_globals = __cxa_get_globals ? __cxa_get_globals() : NULL;
     coil__ctx_adopt(&s->loop);
 #ifndef NDEBUG

@@ -93,10 +93,11 @@ struct coil__task {
         timer; /* ends a wait at its deadline; may stand in the heap with an old key: see timer.c */
     coil_fn *fn;
     void *arg;
+    uint64_t where; /* slot and worker in one word, as a lock keeps them of its owner: see sync.h */
     uint64_t gen;
     uint32_t slot;
-    uint32_t next_free;
     int result;
+    struct coil__task *next_free;
 
     struct coil__list joiners;           /* entries of those who join it */
     struct coil__group *group;           /* whose child it is; NULL: nobody's */
@@ -178,8 +179,8 @@ struct coil__sched {
 
     /* The slab. Other threads look records up to post a cancel, hence the atomics; records never move. */
     _Atomic(struct coil__task *) chunks[COIL__CHUNKS];
-    _Atomic uint32_t slots;         /* records that exist */
-    uint32_t free_first, free_last; /* FIFO of free slots, linked by next_free; UINT32_MAX: none */
+    _Atomic uint32_t slots;                    /* records that exist */
+    struct coil__task *free_first, *free_last; /* FIFO of records in state FREE, linked by next_free */
 };
 
 /* The worker of the calling thread; NULL: none. Initial-exec, so that a shared library reads it without a
