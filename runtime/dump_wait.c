@@ -11,8 +11,10 @@ void coil__print_ns(FILE *out, int64_t ns) {
     fprintf(out, "%lld.%03d s", (long long)(ms / 1000), (int)(ms % 1000));
 }
 
-/* A lock is held by somebody; else it is somebody's end that is waited for. */
+/* A lock is held by somebody; else it is somebody's end that is waited for, among other things by a select.
+ */
 static const char *relation(const char *what) {
+    if (strcmp(what, "select") == 0) return " that joins ";
     return strstr(what, "lock") || strstr(what, "mutex") ? " held by " : " of ";
 }
 

@@ -46,9 +46,13 @@ static struct coil__chan *chan_of(struct coil__task *t, const coil_case *c) {
     return coil__chan_of(c->obj, t->sched, "coil_select");
 }
 
+static coil_task handle_of(const coil_case *c) {
+    return (coil_task){.worker = (uint32_t)(c->arg[0] >> 32), .slot = (uint32_t)c->arg[0], .gen = c->arg[1]};
+}
+
 /* Whom a case joins, ended or not; NULL: nobody, and the case's result tells why. */
 static struct coil__task *target_of(const struct coil__task *t, coil_case *c) {
-    coil_task h = {.worker = (uint32_t)(c->arg[0] >> 32), .slot = (uint32_t)c->arg[0], .gen = c->arg[1]};
+    coil_task h = handle_of(c);
     struct coil__task *target = coil__task_find(t->sched, h);
     c->result = !target ? -ESRCH : target == t ? -EDEADLK : -EINVAL;
     return target && target != t && !target->detached ? target : NULL;
@@ -320,8 +324,26 @@ static void enter_lists(struct select *s, struct coil__task *t) {
     }
 }
 
+/* For reports: those whom it joins, each once. */
+static const struct coil__task *joined(const struct coil__wait *w, const struct coil__task *after) {
+    const struct select *s = CONTAINER_OF(w, const struct select, wait);
+    const struct coil__task *before = NULL;
+    for (int i = 0; i < s->n; i++) {
+        if (s->cases[i].kind != COIL_CASE_JOIN_) continue;
+        const struct coil__task *t = coil__task_find(w->task->sched, handle_of(&s->cases[i]));
+        bool seen = false;
+        for (int j = 0; j < i && !seen; j++)
+            seen = s->cases[j].kind == COIL_CASE_JOIN_ &&
+                   coil_task_same(handle_of(&s->cases[i]), handle_of(&s->cases[j]));
+        if (!t || t->state == COIL__ENDED || seen) continue;
+        if (before == after) return t;
+        before = t;
+    }
+    return NULL;
+}
+
 static int wait_with(struct arm *arms, struct coil__task *t, coil_case *cases, int n) {
-    struct select s = {.wait = {.abort = select_abort, .what = "select", .fd = -1},
+    struct select s = {.wait = {.abort = select_abort, .what = "select", .fd = -1, .blocker = joined},
                        .arms = arms,
                        .cases = cases,
                        .n = n,

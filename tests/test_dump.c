@@ -807,6 +807,48 @@ static int a_large_circle(void *arg) {
     return joins(&t[0]);
 }
 
+/* Two locks taken in two orders, and somebody who waits for both tasks at once. */
+static coil_mutex left, right;
+static coil_rwlock third;
+
+static int takes_both(coil_mutex *a, coil_mutex *b) {
+    int err = coil_mutex_lock(a);
+    if (err) return err;
+    coil_yield();
+    err = coil_mutex_lock(b);
+    if (!err) coil_mutex_unlock(b);
+    coil_mutex_unlock(a);
+    return err;
+}
+
+static int left_first(void *arg) {
+    (void)arg;
+    return takes_both(&left, &right);
+}
+
+static int right_first(void *arg) {
+    (void)arg;
+    return takes_both(&right, &left);
+}
+
+static int waits_to_write(void *arg) {
+    (void)arg;
+    int err = coil_rwlock_wrlock(&third);
+    if (!err) coil_rwlock_unlock(&third);
+    return err;
+}
+
+static int locks_in_a_circle(void *arg) {
+    (void)arg;
+    coil_task l = spawn_named("lefty", left_first, NULL), r = spawn_named("righty", right_first, NULL);
+    cr_expect_eq(coil_rwlock_wrlock(&third), 0);
+    spawn_named("writer", waits_to_write, NULL);
+    coil_case cases[] = {coil_on_join(l), coil_on_join(r), coil_on_join(l)};
+    int happened = coil_select(cases, ARRAY_SIZE(cases));
+    coil_rwlock_unlock(&third);
+    return happened;
+}
+
 static int runs_deadlock(void *fn) {
     int result = coil_run(*(coil_fn **)fn, NULL);
     return result == -EDEADLK ? 7 : 8;
@@ -845,6 +887,15 @@ Test(dump, a_deadlock_without_a_circle_names_none) {
     check_deadlock(no_circle);
     cr_expect(reported("coil:   main: waits for join of sleeper, for 0."), "%s", report);
     cr_expect_not(reported("circle"), "%s", report);
+}
+
+Test(dump, a_deadlock_of_locks_names_their_holders) {
+    check_deadlock(locks_in_a_circle);
+    cr_expect(reported("coil:   main: waits for select that joins lefty, righty, for 0."), "%s", report);
+    cr_expect(reported("coil:   writer: waits for write lock held by main, for 0."), "%s", report);
+    cr_expect(
+        reported("circle: lefty waits for mutex held by righty, righty waits for mutex held by lefty\n"),
+        "%s", report);
 }
 
 Test(dump, of_a_large_circle_some_are_named) {
