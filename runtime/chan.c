@@ -158,7 +158,7 @@ int coil_chan_open(coil_chan *chan, size_t item_size, size_t capacity) {
     if (__builtin_mul_overflow(item_size, capacity, &bytes)) return -ENOMEM;
     void *buf = bytes ? malloc(bytes) : NULL;
     if (bytes && !buf) return -ENOMEM;
-    c->buf = buf;
+    c->buf = buf ? buf : c; /* never NULL: items of no size have places in it, too */
     c->item_size = item_size;
     c->capacity = capacity;
     c->flags = COIL__CHAN_OPEN | (buf ? COIL__CHAN_ALLOCATED : 0);

@@ -3,12 +3,10 @@
 #ifndef STREAM_PAIRS_H
 #define STREAM_PAIRS_H
 
-#include "check.h"
+#include "tasks.h"
 
 #include "caps.h"
 #include "stream.h"
-
-#include "coil/coil.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -22,14 +20,6 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-/* A test whose whole body is the main task of a run. */
-#define TaskTest(Suite, Name)                                                         \
-    static int Suite##_##Name##_task(void *arg);                                      \
-    Test(Suite, Name) {                                                               \
-        cr_assert_eq(coil_run(Suite##_##Name##_task, NULL), 0, "the run has failed"); \
-    }                                                                                 \
-    static int Suite##_##Name##_task(void *arg __attribute__((unused)))
 
 enum pair_kind { UNIX_PAIR, TCP_PAIR, PAIR_KINDS };
 
@@ -86,21 +76,6 @@ static inline void small_send_buffer(int fd) {
 
 static inline bool has_cap(uint64_t bit) {
     return coil__here->driver->caps & bit;
-}
-
-static inline coil_task spawn(coil_fn *fn, void *arg) {
-    coil_task t;
-    int err = coil_spawn(&t, fn, arg);
-    cr_expect_eq(err, 0, "spawn: %s", coil_strerror(err));
-    if (err) abort();
-    return t;
-}
-
-static inline int join(coil_task t) {
-    int result = INT32_MIN;
-    int err = coil_join(t, &result);
-    cr_expect_eq(err, 0, "join: %s", coil_strerror(err));
-    return result;
 }
 
 /* Many resumes fit into one turn; a trip through the kernel takes at least one whole turn. */

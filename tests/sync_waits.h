@@ -3,23 +3,13 @@
 #ifndef SYNC_WAITS_H
 #define SYNC_WAITS_H
 
-#include "check.h"
-
-#include "coil/coil.h"
+#include "tasks.h"
 
 #include <errno.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
-
-/* A test whose whole body is the main task of a run. */
-#define TaskTest(Suite, Name)                                                         \
-    static int Suite##_##Name##_task(void *arg);                                      \
-    Test(Suite, Name) {                                                               \
-        cr_assert_eq(coil_run(Suite##_##Name##_task, NULL), 0, "the run has failed"); \
-    }                                                                                 \
-    static int Suite##_##Name##_task(void *arg __attribute__((unused)))
 
 struct waitable {
     const char *name;
@@ -29,26 +19,6 @@ struct waitable {
     void (*done)(void);    /* by one whose wait returned 0 */
     bool (*is_idle)(void); /* after all that: nothing was lost, nothing is held */
 };
-
-static inline coil_task spawn(coil_fn *fn, void *arg) {
-    coil_task t;
-    cr_expect_eq(coil_spawn(&t, fn, arg), 0);
-    return t;
-}
-
-static inline int join(coil_task t) {
-    int got = 12345;
-    coil_scope s = coil_shield(coil_sec(60));
-    cr_expect_eq(coil_join(t, &got), 0);
-    coil_leave(&s);
-    return got;
-}
-
-/* Rounds of a race between tasks of one worker. TSan has nothing to find there, and a task costs it
- * milliseconds. */
-static inline int task_rounds(int rounds) {
-    return check_rounds(CHECK_TSAN ? rounds / 100 : rounds);
-}
 
 static inline uint32_t next_random(uint32_t *state) {
     return *state = *state * 1664525u + 1013904223u;

@@ -1,5 +1,5 @@
 /* Tasks that wait for jobs of the blocking pool: results, cancels, limits, closes, the end of a run. */
-#include "check.h"
+#include "tasks.h"
 
 #include "blocking.h"
 #include "threads.h"
@@ -21,18 +21,6 @@ enum { CANNOT_TRY = 101 };
 static int run(coil_fn *fn, const coil_run_opts *o) {
     int before = check_fd_count(), result = coil_run_with(o, fn, NULL);
     cr_expect_eq(check_fd_count(), before, "descriptors");
-    return result;
-}
-
-static coil_task spawn(coil_fn *fn, void *arg) {
-    coil_task t = {0};
-    cr_expect_eq(coil_spawn(&t, fn, arg), 0);
-    return t;
-}
-
-static int join(coil_task t) {
-    int result = -1;
-    cr_expect_eq(coil_join(t, &result), 0);
     return result;
 }
 

@@ -1,7 +1,5 @@
 /* Channels: handing over, buffers, close, cancel and limits, and who may use one. */
-#include "check.h"
-
-#include "coil/coil.h"
+#include "tasks.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -10,23 +8,6 @@
 
 static void run(coil_fn *fn) {
     cr_assert_eq(coil_run(fn, NULL), 0);
-}
-
-static coil_task spawn(coil_fn *fn, void *arg) {
-    coil_task t = {0};
-    cr_expect_eq(coil_spawn(&t, fn, arg), 0);
-    return t;
-}
-
-static int result_of(coil_task t) {
-    int result = INT32_MIN;
-    cr_expect_eq(coil_join(t, &result), 0);
-    return result;
-}
-
-/* Rounds that make tasks, of one worker. TSan has nothing to find there, and a task costs it milliseconds. */
-static int task_rounds(int rounds) {
-    return check_rounds(CHECK_TSAN ? rounds / 100 : rounds);
 }
 
 /* A repeatable choice below n. */
@@ -73,7 +54,7 @@ static int unbuffered(void *arg) {
     int got = 0;
     cr_expect_eq(coil_chan_recv(&c, &got), 1);
     cr_expect_eq(got, 7);
-    cr_expect_eq(result_of(t), 0);
+    cr_expect_eq(join(t), 0);
 
     struct call r = {.c = &c};
     t = spawn(receives, &r);
@@ -82,7 +63,7 @@ static int unbuffered(void *arg) {
     cr_expect_eq(coil_chan_send(&c, &item), 0);
     cr_expect_eq(r.item, 8, "it is in the receiver's memory before that has run");
     cr_expect(!r.done);
-    cr_expect_eq(result_of(t), 1);
+    cr_expect_eq(join(t), 1);
     return 0;
 }
 
@@ -107,7 +88,7 @@ static int buffered(void *arg) {
         cr_expect_eq(coil_chan_recv(&c, &got), 1);
         cr_expect_eq(got, i);
     }
-    cr_expect_eq(result_of(t), 0);
+    cr_expect_eq(join(t), 0);
     int got = 0;
     cr_expect_eq(coil_chan_tryrecv(&c, &got), -EAGAIN);
     return 0;
@@ -129,7 +110,7 @@ static int moves_in(void *arg) {
     cr_expect_eq(got, 1);
     cr_expect_eq(coil_chan_trysend(&c, &item), -EAGAIN, "the waiting sender's item has taken the place");
     coil_cancel(t);
-    cr_expect_eq(result_of(t), 0, "and is sent, though the task was cancelled before it ran");
+    cr_expect_eq(join(t), 0, "and is sent, though the task was cancelled before it ran");
     cr_expect_eq(coil_chan_tryrecv(&c, &got), 1);
     cr_expect_eq(got, 2);
     return 0;
@@ -190,7 +171,7 @@ static int signals(void *arg) {
         coil_yield();
         cr_expect_eq(s.done, capacity > 0);
         cr_expect_eq(coil_chan_recv(&c, NULL), 1);
-        cr_expect_eq(result_of(t), 0);
+        cr_expect_eq(join(t), 0);
         coil_chan_destroy(&c);
     }
     return 0;
@@ -250,7 +231,7 @@ static int first_come(void *arg) {
     for (int i = 0; i < IN_LINE; i++)
         cr_expect_eq(coil_chan_trysend(&c, &i), 0);
     for (int i = 0; i < IN_LINE; i++) {
-        cr_expect_eq(result_of(t[i]), 1);
+        cr_expect_eq(join(t[i]), 1);
         cr_expect_eq(k[i].item, i);
     }
     for (int i = 0; i < IN_LINE; i++) {
@@ -261,7 +242,7 @@ static int first_come(void *arg) {
     for (int i = 0, got = 0; i < IN_LINE; i++) {
         cr_expect_eq(coil_chan_tryrecv(&c, &got), 1);
         cr_expect_eq(got, i);
-        cr_expect_eq(result_of(t[i]), 0);
+        cr_expect_eq(join(t[i]), 0);
     }
     return 0;
 }
@@ -301,7 +282,7 @@ static int never_parks(void *arg) {
     cr_expect_geq(before, 2000 / 64 - 1);
     cr_expect_geq(u.others - before, 2000 / 64 - 1);
     u.over = true;
-    return result_of(t);
+    return join(t);
 }
 
 Test(chan, a_task_that_never_has_to_wait_gives_way_all_the_same) {
@@ -327,7 +308,7 @@ static int close_tells(void *arg) {
     coil_chan_close(&c);
     coil_chan_close(&c);
     for (int i = 0; i < 3; i++)
-        cr_expect_eq(result_of(t[i]), -EPIPE);
+        cr_expect_eq(join(t[i]), -EPIPE);
     cr_expect_eq(coil_chan_send(&c, &item), -EPIPE);
     cr_expect_eq(coil_chan_trysend(&c, &item), -EPIPE);
     cr_expect_eq(coil_chan_recv(&c, &got), 1, "what is in it can still be received");
@@ -362,7 +343,7 @@ static int close_wakes(void *arg) {
         coil_chan_close(&c);
         coil_cancel(t[1]);
         for (int i = 0; i < 3; i++) {
-            cr_expect_eq(result_of(t[i]), 0);
+            cr_expect_eq(join(t[i]), 0);
             cr_expect_eq(k[i].item, 100, "untouched");
         }
         coil_chan_destroy(&c);
@@ -413,14 +394,14 @@ static int success_wins(void *arg) {
     int item = 5, got = 0;
     cr_expect_eq(coil_chan_trysend(&c, &item), 0);
     coil_cancel(t);
-    cr_expect_eq(result_of(t), 1);
+    cr_expect_eq(join(t), 1);
     cr_expect_eq(r.item, 5);
     cr_expect_eq(r.next, -ECANCELED, "the cancel shows at the next call");
     t = spawn(sends, &s);
     coil_yield();
     cr_expect_eq(coil_chan_tryrecv(&c, &got), 1);
     coil_cancel(t);
-    cr_expect_eq(result_of(t), 0);
+    cr_expect_eq(join(t), 0);
     cr_expect_eq(got, 6);
     cr_expect_eq(s.next, -ECANCELED);
     return 0;
@@ -440,15 +421,15 @@ static int cancelled_first(void *arg) {
     int item = 9, got = 0;
     cr_expect_eq(coil_chan_trysend(&c, &item), 0);
     cr_expect_eq(coil_chan_trysend(&c, &item), -EAGAIN);
-    cr_expect_eq(result_of(r0), -ECANCELED);
+    cr_expect_eq(join(r0), -ECANCELED);
     cr_expect_eq(k[0].item, -1, "untouched");
-    cr_expect_eq(result_of(r1), 1);
+    cr_expect_eq(join(r1), 1);
     cr_expect_eq(k[1].item, 9, "the next one has it");
     coil_task s = spawn(sends, &k[2]);
     coil_yield();
     coil_cancel(s);
     cr_expect_eq(coil_chan_tryrecv(&c, &got), -EAGAIN, "a cancelled sender's item is not delivered");
-    cr_expect_eq(result_of(s), -ECANCELED);
+    cr_expect_eq(join(s), -ECANCELED);
     return 0;
 }
 
@@ -483,7 +464,7 @@ static int one_race(bool send, coil_dur limit) {
         }
     }
     if (!handed && !cancelled && !limit.ns) coil_chan_close(&c);
-    int result = result_of(t);
+    int result = join(t);
     if (handed) {
         cr_expect_eq(result, send ? 0 : 1);
         cr_expect_eq(send ? got : k.item, 1);
@@ -551,7 +532,7 @@ static int cancelled_from_outside(void *arg) {
             coil_leave(&s);
             if (err == 0) x.sent++;
         }
-        cr_expect_eq(result_of(x.victim), -ECANCELED);
+        cr_expect_eq(join(x.victim), -ECANCELED);
         pthread_join(p, NULL);
         for (int got; coil_chan_tryrecv(&x.c, &got) == 1; x.received++)
             cr_expect_eq(got, x.received);
@@ -587,7 +568,7 @@ static int many_cancelled(void *arg) {
         served++;
     cr_expect_eq(served, (many + 9) / 10, "those that were not cancelled are still in line");
     for (int i = 0; i < many; i++)
-        cr_expect_eq(result_of(t[i]), i % 10 ? -ECANCELED : 1);
+        cr_expect_eq(join(t[i]), i % 10 ? -ECANCELED : 1);
     free(k);
     free(t);
     return 0;

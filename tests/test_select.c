@@ -1,9 +1,7 @@
 /* Select: of several cases exactly one happens, and nothing is lost by the others. */
 #include "worker.h"
 
-#include "check.h"
-
-#include "coil/coil.h"
+#include "tasks.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -15,23 +13,6 @@
 
 static void run(coil_fn *fn) {
     cr_assert_eq(coil_run(fn, NULL), 0);
-}
-
-static coil_task spawn(coil_fn *fn, void *arg) {
-    coil_task t = {0};
-    cr_expect_eq(coil_spawn(&t, fn, arg), 0);
-    return t;
-}
-
-static int result_of(coil_task t) {
-    int result = INT32_MIN;
-    cr_expect_eq(coil_join(t, &result), 0);
-    return result;
-}
-
-/* Rounds that make tasks, of one worker. TSan has nothing to find there, and a task costs it milliseconds. */
-static int task_rounds(int rounds) {
-    return check_rounds(CHECK_TSAN ? rounds / 100 : rounds);
 }
 
 /* A repeatable choice below n. */
@@ -206,7 +187,7 @@ static int in_time(void *arg) {
             coil_chan_close(&b);
             cr_expect_eq(put(&a, 4), -EAGAIN);
         }
-        cr_expect_eq(result_of(t), which % 2);
+        cr_expect_eq(join(t), which % 2);
         cr_expect_eq(cases[which % 2].result, results[which]);
         coil_chan_destroy(which % 2 ? &b : &a);
         cr_expect_eq(coil_chan_open(which % 2 ? &b : &a, sizeof(int), 0), 0);
@@ -231,7 +212,7 @@ static int of_itself(void *arg) {
     cr_expect_eq(put(&c, 6), 0);
     cr_expect_eq(put(&c, 6), -EAGAIN);
     cr_expect_eq(take(&c), -1);
-    int happened = result_of(t);
+    int happened = join(t);
     cr_expect_eq(happened, 0);
     cr_expect_eq(got[0], 6);
 
@@ -240,12 +221,12 @@ static int of_itself(void *arg) {
     coil_case meets[] = {coil_on_recv(&c, &other), coil_on_send(&c, &other)};
     int i = coil_select(meets, 2);
     cr_expect(i == 0 || i == 1);
-    happened = result_of(t);
+    happened = join(t);
     cr_expect_eq(happened, i == 0 ? 1 : 0, "two such selects do");
     t = spawn(chooses, &k);
     coil_yield();
     coil_chan_close(&c);
-    happened = result_of(t);
+    happened = join(t);
     cr_expect_eq(cases[happened].result, happened % 2 ? -EPIPE : 0);
     return 0;
 }
@@ -269,7 +250,7 @@ static int two_at_once(void *arg) {
         cr_expect_eq(put(first ? &a : &b, 1), 0);
         if (chance(2)) coil_yield();
         cr_expect_eq(put(first ? &b : &a, 1), 0);
-        int happened = result_of(t);
+        int happened = join(t);
         cr_expect_eq(got[0] + got[1], 1, "one item has been taken");
         cr_expect_eq(got[happened], 1);
         cr_expect_eq(take(happened ? &a : &b), 1, "the other is still there");
@@ -361,7 +342,7 @@ static int never_parks(void *arg) {
     cr_expect_geq(turns, 1000 / 64 - 1);
     turns = -1;
     coil_cancel(t);
-    return result_of(t);
+    return join(t);
 }
 
 Test(select, a_task_that_never_has_to_wait_gives_way_all_the_same) {
@@ -381,7 +362,7 @@ static int joins_ended(void *arg) {
     bool second = happened == 1;
     cr_expect_eq(k[second].result, 7);
     cr_expect_eq(coil_join(second ? b : a, NULL), -ESRCH, "it was joined");
-    cr_expect_eq(result_of(second ? a : b), 7, "the other was not");
+    cr_expect_eq(join(second ? a : b), 7, "the other was not");
     return 0;
 }
 
@@ -395,11 +376,11 @@ static int joins_in_time(void *arg) {
     cr_expect_eq(coil_detach(a), -EBUSY, "it is being joined");
     coil_cancel(a);
     coil_cancel(b);
-    int happened = result_of(t);
+    int happened = join(t);
     cr_expect(happened == 0 || happened == 2, "%d: the first that has ended", happened);
     cr_expect_eq(cases[happened].result, -ECANCELED);
     cr_expect_eq(coil_join(a, NULL), -ESRCH);
-    cr_expect_eq(result_of(b), -ECANCELED, "the other can still be joined");
+    cr_expect_eq(join(b), -ECANCELED, "the other can still be joined");
     return 0;
 }
 
@@ -413,7 +394,7 @@ static int joins_and_lets_go(void *arg) {
     coil_task t = spawn(chooses, &k);
     coil_yield();
     cr_expect_eq(put(&c, 1), 0);
-    cr_expect_eq(result_of(t), 1);
+    cr_expect_eq(join(t), 1);
     cr_expect_eq(coil_detach(a), 0, "nobody joins it any more");
     coil_cancel(a);
     return 0;
@@ -431,7 +412,7 @@ static int joins_together(void *arg) {
     coil_yield();
     coil_cancel(a);
     for (int i = 0; i < 3; i++) {
-        cr_expect_eq(result_of(t[i]), 0);
+        cr_expect_eq(join(t[i]), 0);
         cr_expect_eq(cases[i].result, -ECANCELED);
     }
     return 0;
@@ -450,7 +431,7 @@ static int joins_badly(void *arg) {
     COIL_CHAN(c, int, 0);
     coil_task detached = spawn(sleeps, NULL), child, stale = spawn(returns_arg, NULL);
     coil_detach(detached);
-    result_of(stale);
+    join(stale);
     COIL_GROUP(g);
     cr_expect_eq(coil_group_spawn_with(&g, &child, NULL, sleeps, NULL), 0);
     const coil_task t[] = {stale, {0}, coil_self(), detached, child};
@@ -492,7 +473,7 @@ static int events(void *arg) {
     coil_event_clear(&a);
     coil_event_set(&b);
     for (int i = 0; i < 3; i++)
-        cr_expect_eq(result_of(t[i]), 0, "it was set while they waited");
+        cr_expect_eq(join(t[i]), 0, "it was set while they waited");
     return 0;
 }
 
@@ -525,14 +506,14 @@ static int permits(void *arg) {
     cr_expect_eq(permits_of(&a), 1, "taken once");
     cr_expect_eq(permits_of(&b), 1);
     coil_cancel(t);
-    cr_expect_eq(result_of(t), 0);
+    cr_expect_eq(join(t), 0);
     for (int cancel = 0; cancel < 2; cancel++) {
         coil_case c[] = {coil_on_sem(&b, 2), coil_on_sem(&b, 5)};
         k = (struct choice){.cases = c, .n = 2, .limit = cancel ? (coil_dur){0} : coil_ms(1)};
         t = spawn(chooses, &k);
         coil_yield();
         if (cancel) coil_cancel(t);
-        cr_expect_eq(result_of(t), cancel ? -ECANCELED : -ETIME);
+        cr_expect_eq(join(t), cancel ? -ECANCELED : -ETIME);
         cr_expect_eq(permits_of(&b), 1, "none was taken");
     }
     return 0;
@@ -570,12 +551,12 @@ static int makes_way(void *arg) {
         cr_expect(!k[0].done && !k[1].done);
         if (cancel) coil_cancel(t0);
         if (!cancel) cr_expect_eq(put(&c, 9), 0);
-        cr_expect_eq(result_of(t0), cancel ? -ECANCELED : 0);
-        cr_expect_eq(result_of(t1), 1, "it stood next for a");
+        cr_expect_eq(join(t0), cancel ? -ECANCELED : 0);
+        cr_expect_eq(join(t1), 1, "it stood next for a");
         coil_cancel(ahead);
-        cr_expect_eq(result_of(ahead), -ECANCELED);
+        cr_expect_eq(join(ahead), -ECANCELED);
         coil_cancel(last);
-        cr_expect_eq(result_of(last), -ECANCELED);
+        cr_expect_eq(join(last), -ECANCELED);
         cr_expect_eq(permits_of(&a), 0);
         cr_expect_eq(permits_of(&b), 1);
         coil_sem_release(&a, 1);
@@ -596,9 +577,9 @@ static int holds_up_itself(void *arg) {
     coil_yield();
     cr_expect(!k.done);
     cr_expect_eq(put(&c, 1), 0);
-    cr_expect_eq(result_of(t), 2, "its second entry is not next when its first one leaves");
+    cr_expect_eq(join(t), 2, "its second entry is not next when its first one leaves");
     coil_cancel(ahead);
-    cr_expect_eq(result_of(ahead), -ECANCELED);
+    cr_expect_eq(join(ahead), -ECANCELED);
     cr_expect_eq(permits_of(&a), 1);
 
     ahead = spawn(acquires_two, &a);
@@ -607,8 +588,8 @@ static int holds_up_itself(void *arg) {
     coil_yield();
     coil_cancel(ahead);
     coil_cancel(t);
-    cr_expect_eq(result_of(ahead), -ECANCELED);
-    cr_expect_eq(result_of(t), -ECANCELED);
+    cr_expect_eq(join(ahead), -ECANCELED);
+    cr_expect_eq(join(t), -ECANCELED);
     cr_expect_eq(permits_of(&a), 1);
     return 0;
 }
@@ -654,7 +635,7 @@ static int due_and_late(void *arg) {
         if (cancel) coil_cancel(t);
         if (!cancel) coil__timers_fire(coil__here);
         coil__clock(coil__here);
-        cr_expect_eq(result_of(t), cancel ? -ECANCELED : 0);
+        cr_expect_eq(join(t), cancel ? -ECANCELED : 0);
         cr_expect(!k.struck);
     }
     return 0;
@@ -723,7 +704,7 @@ static int ready_in_time(void *arg) {
             } else {
                 cr_expect_eq(write(to, "x", 1), 1);
             }
-            int got = result_of(t);
+            int got = join(t);
             cr_expect_eq(worker()->ops.live, 0, "the kernel has let go of the others");
             if (which == 0) cr_expect_eq(got, 0);
             if (which == 1) cr_expect(got == 1 || got == 3, "%d", got);
@@ -760,7 +741,7 @@ static int both_ready(void *arg) {
     cr_expect_eq(put(&c, 1), 0);
     cr_expect_eq(put(&c, 1), -EAGAIN);
     coil_cancel(t);
-    cr_expect_eq(result_of(t), 0, "the item came first; a cancel while the kernel lets go changes nothing");
+    cr_expect_eq(join(t), 0, "the item came first; a cancel while the kernel lets go changes nothing");
     cr_expect_eq(k.next, -ECANCELED);
     cr_expect_eq(cases[0].result, 1);
     cr_expect_eq(coil_select(cases, 2), 1, "it is still ready");
@@ -790,7 +771,7 @@ static int found_ready(void *arg) {
         d->ops->enter(d, 0);
         if (which != 1) cr_expect_eq(put(&c, 7), 0);
         if (which != 0) coil_cancel(t);
-        cr_expect_eq(result_of(t), which == 1 ? 1 : 0, "%d", which);
+        cr_expect_eq(join(t), which == 1 ? 1 : 0, "%d", which);
         cr_expect_eq(cases[which == 1 ? 1 : 0].result, which == 1 ? POLLIN : 1);
         cr_expect_eq(item, which == 1 ? 0 : 7);
         close_pipe(fd);
@@ -811,7 +792,7 @@ static int hangs_up(void *arg) {
     coil_task t = spawn(chooses, &k);
     coil_nop();
     cr_expect_eq(coil_close(fd[1]), 0);
-    cr_expect_eq(result_of(t), 0);
+    cr_expect_eq(join(t), 0);
     cr_expect_eq(cases[0].result, POLLHUP);
     cr_expect_eq(coil_close(fd[0]), 0);
     return 0;
@@ -835,7 +816,7 @@ static int closed_meanwhile(void *arg) {
         for (int i = 0; i < begun; i++)
             coil_nop();
         cr_expect_eq(coil_close(fd[0]), 0);
-        int got = result_of(t);
+        int got = join(t);
         cr_expect(got == 0 || got == 2, "%d", got);
         cr_expect_eq(cases[got].result, -EBADF);
         cr_expect_eq(put(&c, 1), -EAGAIN);
@@ -867,10 +848,10 @@ static int lots(void *arg) {
         coil_nop();
         if (i % 2) {
             cr_expect_eq(coil_chan_send(&c, &item2), 0);
-            cr_expect_eq(result_of(t) % 2, 1);
+            cr_expect_eq(join(t) % 2, 1);
         } else {
             cr_expect_eq(write(fd[i / 2][1], "x", 1), 1);
-            cr_expect_eq(result_of(t), i);
+            cr_expect_eq(join(t), i);
             cr_expect_eq(read(fd[i / 2][0], &byte, 1), 1);
         }
         cr_expect_eq(worker()->ops.live, 0);
@@ -1009,7 +990,7 @@ static void judge(struct contest *x, const struct choice *k, int got) {
     cr_expect_eq(put(&x->in, 1), x->closed ? -EPIPE : -EAGAIN, "it waits nowhere");
     cr_expect_eq(take(&x->out), -1);
     coil_cancel(x->ends);
-    if (got != 3) cr_expect_eq(result_of(x->ends), -ECANCELED);
+    if (got != 3) cr_expect_eq(join(x->ends), -ECANCELED);
     cr_expect_eq(worker()->ops.live, 0);
 }
 
@@ -1034,7 +1015,7 @@ static int contest(const int fd[2]) {
         act(&x, t);
     if (!limit.ns) coil_cancel(t);
     if (!limit.ns) x.cancelled = true;
-    int got = result_of(t);
+    int got = join(t);
     judge(&x, &k, got);
     coil_chan_destroy(&x.in);
     coil_chan_destroy(&x.out);

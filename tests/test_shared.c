@@ -1,5 +1,5 @@
 /* Shared events, semaphores and channels: tasks of several workers and plain threads. */
-#include "check.h"
+#include "tasks.h"
 
 #include "worker.h"
 
@@ -18,18 +18,6 @@
 static int run(coil_fn *fn, void *arg) {
     int before = check_fd_count(), result = coil_run(fn, arg);
     cr_expect_eq(check_fd_count(), before, "descriptors");
-    return result;
-}
-
-static coil_task spawn(coil_fn *fn, void *arg) {
-    coil_task t = {0};
-    cr_expect_eq(coil_spawn(&t, fn, arg), 0);
-    return t;
-}
-
-static int join(coil_task t) {
-    int result = -1;
-    cr_expect_eq(coil_join(t, &result), 0);
     return result;
 }
 
