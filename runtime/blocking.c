@@ -127,7 +127,8 @@ int coil_blocking(coil_fn *fn, void *arg, int *result) {
     c.b.job.run = run_borrowed;
     c.b.job.lane = COIL__LANE_USER;
     err = coil__blocking_call(t, &c.b, "blocking call", t->limit_ns);
-    if (err == -EAGAIN) coil__charge(t); /* else one that tries again and again would hold the worker */
+    if (err == -EAGAIN || err == -ENOMEM)
+        coil__charge(t); /* or one that tries again and again holds the worker */
     if (!err && result) *result = c.result;
     return err;
 }
@@ -204,6 +205,6 @@ int coil_blocking_owned(coil_fn *fn, void *arg, void (*drop)(void *arg), int *re
     o->b.job.run = run_owned;
     o->b.job.lane = COIL__LANE_USER;
     err = call_owned(t, o, result);
-    if (err == -EAGAIN) coil__charge(t);
+    if (err == -EAGAIN || err == -ENOMEM) coil__charge(t);
     return err;
 }

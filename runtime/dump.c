@@ -19,7 +19,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { FRAMES_MAX = 64, INDENT_MAX = 20, NO_TASK = UINT32_MAX };
+enum { FRAMES_MAX = 64, INDENT_MAX = 20, REPORTED_TREE_MAX = 100, NO_TASK = UINT32_MAX };
 
 struct dump {
     struct coil__worker *w;
@@ -300,7 +300,7 @@ static struct coil__task *group_waiter(struct coil__task *t) {
     if (!t->group) return NULL;
     struct coil__task *owner = coil__task_at(t->sched, coil__group_owner(t->group)->slot);
     if (owner->state != COIL__PARKED) return NULL;
-    return owner->wait->on == t->group || strcmp(owner->wait->what, "group") == 0 ? owner : NULL;
+    return owner->wait->on == t->group ? owner : NULL;
 }
 
 static void clear_marks(struct coil__sched *s) {
@@ -389,6 +389,15 @@ void coil__dump_worker(struct coil__worker *w) {
     make_dump(w, stderr, print_tasks);
 }
 
+/* Which code the tasks are at. Of many, the lines for each have to do. */
+static void report_tree(struct coil__worker *w) {
+    if (w->s.live > 0 && w->s.live <= REPORTED_TREE_MAX) {
+        make_dump(w, stderr, print_tasks);
+    } else if (!coil__list_empty(&w->jobs)) {
+        make_dump(w, stderr, print_jobs_for_report);
+    }
+}
+
 void coil__report_exit(struct coil__worker *w, int64_t waited_ns) {
     fprintf(stderr, "coil: main has returned %.1f s ago, and ", (double)waited_ns / 1e9);
     if (w->s.live) {
@@ -397,5 +406,13 @@ void coil__report_exit(struct coil__worker *w, int64_t waited_ns) {
         fputs("calls that no task waits for any more have not ended:\n", stderr);
     }
     coil__report_waits(w);
-    if (!coil__list_empty(&w->jobs)) make_dump(w, stderr, print_jobs_for_report);
+    report_tree(w);
+}
+
+void coil__report_deadlock(struct coil__worker *w, bool again) {
+    fprintf(stderr, "coil: deadlock: %u tasks wait, and nothing is left that could wake one%s:\n", w->s.live,
+            again ? ", not even their cancel" : "");
+    coil__report_waits(w);
+    coil__report_circles(w);
+    report_tree(w);
 }

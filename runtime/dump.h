@@ -14,11 +14,13 @@ void coil__dump_worker(struct coil__worker *w);
 void coil__dump_frames(FILE *out, struct coil__symbols *symbols, void *const *pc, int count, int total,
                        bool keep_call, const char *indent, int *number);
 
-/* On stderr, a line for each task. */
-void coil__report_waits(struct coil__worker *w);
+/* The reports of a run, on stderr: a line for each task, then what they are at, if they are not too many.
+ * again: after the cancel that follows a deadlock. */
 void coil__report_exit(struct coil__worker *w, int64_t waited_ns);
-/* again: after the cancel that follows a deadlock. */
 void coil__report_deadlock(struct coil__worker *w, bool again);
+/* Their parts: the lines, and those who wait for each other in circles. */
+void coil__report_waits(struct coil__worker *w);
+void coil__report_circles(struct coil__worker *w);
 
 /* "1.234 s" */
 void coil__print_ns(FILE *out, int64_t ns);

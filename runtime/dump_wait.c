@@ -21,7 +21,11 @@ static const char *relation(const char *what) {
 static void print_blockers(FILE *out, const struct coil__wait *w) {
     char buf[32];
     const struct coil__task *b = w->blocker ? w->blocker(w, NULL) : NULL;
-    if (!b) return;
+    if (!b) {
+        /* A mutex for which somebody waits has an owner. */
+        if (strcmp(w->what, "mutex") == 0) fputs(" held by a task that has ended", out);
+        return;
+    }
     fprintf(out, "%s%s", relation(w->what), coil__task_name(b, buf));
     for (int n = 1; (b = w->blocker(w, b)); n++) {
         if (n == NAMED_MAX) {
@@ -117,8 +121,9 @@ static int walk_from(struct coil__task *t, int cycles_max) {
     return cycles;
 }
 
-static void report_cycles(struct coil__sched *s) {
+void coil__report_circles(struct coil__worker *w) {
     int cycles = 0;
+    struct coil__sched *s = &w->s;
     uint32_t slots = atomic_load(&s->slots);
     for (uint32_t i = 0; i < slots; i++) {
         struct coil__task *t = coil__task_at(s, i);
@@ -131,13 +136,4 @@ static void report_cycles(struct coil__sched *s) {
     }
     if (cycles > CYCLES_MAX)
         fprintf(stderr, "coil:   and %d more circles are not shown\n", cycles - CYCLES_MAX);
-}
-
-/* ---- the reports ---- */
-
-void coil__report_deadlock(struct coil__worker *w, bool again) {
-    fprintf(stderr, "coil: deadlock: %u tasks wait, and nothing is left that could wake one%s:\n", w->s.live,
-            again ? ", not even their cancel" : "");
-    coil__report_waits(w);
-    report_cycles(&w->s);
 }

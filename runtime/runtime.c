@@ -135,6 +135,7 @@ static void begin_exit(struct run *r) {
     int64_t first_ns = exit_report_ns;
     if (r->exit_limit_ns && r->exit_limit_ns < first_ns) first_ns = r->exit_limit_ns;
     r->exit_timer.fire = exit_report;
+    s->report_timer = &r->exit_timer;
     coil__timer_arm(s, &r->exit_timer, coil__add_ns(r->exit_began_ns, first_ns));
 }
 
@@ -175,6 +176,12 @@ static int out_of_memory(bool quiet) {
     if (!quiet)
         fprintf(stderr,
                 "coil: cannot start: no memory for a first task; lower stack_size or raise ulimit -v\n");
+    return COIL_ESTART_NOMEM;
+}
+
+static int no_watch(bool quiet) {
+    if (!quiet)
+        fprintf(stderr, "coil: cannot start: no memory, or no thread, for dump_signal and blocked_limit\n");
     return COIL_ESTART_NOMEM;
 }
 
@@ -285,10 +292,11 @@ static int run_tasks(struct run *r, const coil_run_opts *o) {
     static const coil_spawn_opts named = {.name = "main"};
     struct coil__task *t;
     struct coil__sched *s = &r->w.s;
-    bool full = o->dump_signal && coil__signals_watch(&r->w, o->dump_signal, coil__dump_worker) != 0;
-    if (o->blocked_limit.ns && !o->quiet)
-        full = full || coil__watchdog_join(&r->watch, &r->w, o->blocked_limit.ns) != 0;
-    if (full || coil__heap_take_seat(&s->timers)) return out_of_memory(r->w.quiet);
+    int err = o->dump_signal ? coil__signals_watch(&r->w, o->dump_signal, coil__dump_worker) : 0;
+    if (!err && o->blocked_limit.ns && !o->quiet)
+        err = coil__watchdog_join(&r->watch, &r->w, o->blocked_limit.ns);
+    if (err) return no_watch(r->w.quiet);
+    if (coil__heap_take_seat(&s->timers)) return out_of_memory(r->w.quiet);
     if (coil__task_new(s, &named, main_task, r, NULL, &t)) return out_of_memory(r->w.quiet);
     t->detached = true;
     while (s->live || !coil__list_empty(&r->w.jobs))

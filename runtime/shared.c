@@ -42,8 +42,10 @@ static void watch_forks(void) {
     pthread_atfork(before_fork, after_fork, after_fork);
 }
 
-static pthread_mutex_t *lock(const void *object) {
+/* `call` is for a forked child, which shares its parent's waiters with nobody. */
+static pthread_mutex_t *lock(const void *object, const char *call) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
+    if (UNLIKELY(coil__forked)) coil__outside_task(call);
     pthread_once(&once, watch_forks);
     uint64_t hash = (uint64_t)(uintptr_t)object * UINT64_C(0x9E3779B97F4A7C15);
     pthread_mutex_t *m = &locks[hash >> (64 - LOCK_BITS)].mutex;
@@ -107,7 +109,7 @@ static void tell(struct waiter *w) {
 
 static void leave(struct coil__wait *wait) {
     struct waiter *w = CONTAINER_OF(wait, struct waiter, wait), *first = NULL, **told = &first;
-    pthread_mutex_t *m = lock(w->object);
+    pthread_mutex_t *m = lock(w->object, __func__);
     bool leaves = !w->granted;
     if (leaves) {
         coil__node_unlink(&wait->entry.node);
@@ -178,7 +180,7 @@ int coil_shared_event_wait(coil_shared_event *e) {
     struct coil__task *t = caller("coil_shared_event_wait");
     int err = t ? coil__admit(t) : 0;
     if (err) return err;
-    pthread_mutex_t *m = lock(v);
+    pthread_mutex_t *m = lock(v, __func__);
     if (!v->set) {
         struct waiter w = {.wait.what = "shared event", .object = v};
         ready_list(&v->waiters);
@@ -192,7 +194,7 @@ int coil_shared_event_wait(coil_shared_event *e) {
 void coil_shared_event_set(coil_shared_event *e) {
     struct event *v = (struct event *)(void *)e;
     struct waiter *first = NULL, **told = &first;
-    pthread_mutex_t *m = lock(v);
+    pthread_mutex_t *m = lock(v, __func__);
     v->set = true;
     ready_list(&v->waiters);
     for (struct coil__node *n; (n = coil__list_pop(&v->waiters));)
@@ -202,14 +204,14 @@ void coil_shared_event_set(coil_shared_event *e) {
 
 void coil_shared_event_clear(coil_shared_event *e) {
     struct event *v = (struct event *)(void *)e;
-    pthread_mutex_t *m = lock(v);
+    pthread_mutex_t *m = lock(v, __func__);
     v->set = false;
     pthread_mutex_unlock(m);
 }
 
 bool coil_shared_event_is_set(coil_shared_event *e) {
     struct event *v = (struct event *)(void *)e;
-    pthread_mutex_t *m = lock(v);
+    pthread_mutex_t *m = lock(v, __func__);
     bool set = v->set;
     pthread_mutex_unlock(m);
     return set;
@@ -251,7 +253,7 @@ int coil_shared_sem_acquire(coil_shared_sem *sem, unsigned n) {
     struct coil__task *t = caller("coil_shared_sem_acquire");
     int err = t ? coil__admit(t) : 0;
     if (err) return err;
-    pthread_mutex_t *m = lock(s);
+    pthread_mutex_t *m = lock(s, __func__);
     if (!take_permits(s, n)) {
         struct waiter w = {.wait.what = "shared semaphore", .object = s, .left = serve_sem};
         w.wait.entry.item = (void *)(uintptr_t)n;
@@ -264,7 +266,7 @@ int coil_shared_sem_acquire(coil_shared_sem *sem, unsigned n) {
 
 int coil_shared_sem_tryacquire(coil_shared_sem *sem, unsigned n) {
     struct sem *s = (struct sem *)(void *)sem;
-    pthread_mutex_t *m = lock(s);
+    pthread_mutex_t *m = lock(s, __func__);
     bool taken = take_permits(s, n);
     pthread_mutex_unlock(m);
     return taken ? 0 : -EAGAIN;
@@ -273,7 +275,7 @@ int coil_shared_sem_tryacquire(coil_shared_sem *sem, unsigned n) {
 void coil_shared_sem_release(coil_shared_sem *sem, unsigned n) {
     struct sem *s = (struct sem *)(void *)sem;
     struct waiter *first = NULL, **told = &first;
-    pthread_mutex_t *m = lock(s);
+    pthread_mutex_t *m = lock(s, __func__);
     ready_list(&s->waiters);
     s->permits += n;
     if (s->permits > UINT_MAX) MISUSE("coil_shared_sem_release", "more than UINT_MAX permits");
@@ -345,7 +347,7 @@ int coil_shared_chan_open(coil_shared_chan *c, size_t item_size, size_t capacity
     size_t bytes;
     *ch = (struct chan){.item_size = item_size, .capacity = capacity};
     if (__builtin_mul_overflow(item_size, capacity, &bytes)) return -ENOMEM;
-    if (bytes && !(ch->buf = malloc(bytes))) return -ENOMEM;
+    if (!(ch->buf = malloc(bytes ? bytes : 1))) return -ENOMEM; /* never NULL: places are counted from it */
     coil__list_init(&ch->senders);
     coil__list_init(&ch->receivers);
     ch->open = true;
@@ -358,7 +360,7 @@ int coil_shared_chan_send(coil_shared_chan *c, const void *item) {
     struct waiter *first = NULL, **told = &first;
     int err = t ? coil__admit(t) : 0;
     if (err) return err;
-    pthread_mutex_t *m = lock(ch);
+    pthread_mutex_t *m = lock(ch, __func__);
     err = try_send(ch, item, &told);
     if (err == -EAGAIN) {
         struct waiter w = {.wait.what = "shared channel send", .object = ch};
@@ -376,7 +378,7 @@ int coil_shared_chan_recv(coil_shared_chan *c, void *item) {
     struct waiter *first = NULL, **told = &first;
     int err = t ? coil__admit(t) : 0;
     if (err) return err;
-    pthread_mutex_t *m = lock(ch);
+    pthread_mutex_t *m = lock(ch, __func__);
     int got = try_recv(ch, item, &told);
     if (got == -EAGAIN) {
         struct waiter w = {.wait.what = "shared channel receive", .object = ch};
@@ -391,7 +393,7 @@ int coil_shared_chan_recv(coil_shared_chan *c, void *item) {
 int coil_shared_chan_trysend(coil_shared_chan *c, const void *item) {
     struct chan *ch = open_chan(c, "coil_shared_chan_trysend");
     struct waiter *first = NULL, **told = &first;
-    pthread_mutex_t *m = lock(ch);
+    pthread_mutex_t *m = lock(ch, __func__);
     int err = try_send(ch, item, &told);
     done(m, first);
     return err;
@@ -400,7 +402,7 @@ int coil_shared_chan_trysend(coil_shared_chan *c, const void *item) {
 int coil_shared_chan_tryrecv(coil_shared_chan *c, void *item) {
     struct chan *ch = open_chan(c, "coil_shared_chan_tryrecv");
     struct waiter *first = NULL, **told = &first;
-    pthread_mutex_t *m = lock(ch);
+    pthread_mutex_t *m = lock(ch, __func__);
     int got = try_recv(ch, item, &told);
     done(m, first);
     return got;
@@ -409,7 +411,7 @@ int coil_shared_chan_tryrecv(coil_shared_chan *c, void *item) {
 void coil_shared_chan_close(coil_shared_chan *c) {
     struct chan *ch = open_chan(c, "coil_shared_chan_close");
     struct waiter *first = NULL, **told = &first;
-    pthread_mutex_t *m = lock(ch);
+    pthread_mutex_t *m = lock(ch, __func__);
     ch->closed = true;
     for (struct coil__node *n; (n = coil__list_pop(&ch->senders));)
         grant(waiter_of(n), -EPIPE, &told);
@@ -420,7 +422,7 @@ void coil_shared_chan_close(coil_shared_chan *c) {
 
 void coil_shared_chan_destroy(coil_shared_chan *c) {
     struct chan *ch = (struct chan *)(void *)c;
-    pthread_mutex_t *m = lock(ch);
+    pthread_mutex_t *m = lock(ch, __func__);
     if (ch->open && !(coil__list_empty(&ch->senders) && coil__list_empty(&ch->receivers)))
         MISUSE("coil_shared_chan_destroy", "somebody waits at the channel");
     free(ch->buf);

@@ -164,6 +164,7 @@ struct coil__sched {
     int64_t looked_ns;             /* ... and when it was */
     struct coil__ring_queue later; /* READY too, but not before the next turn */
     struct coil__heap timers;
+    struct coil__timer *report_timer; /* one that only reports, and wakes nobody; NULL: none */
     struct coil__stack_pool stacks;
     struct coil__task *stopped; /* cancelled, and still to be interrupted: see cancel.c */
     bool stopping;              /* somebody is at it */

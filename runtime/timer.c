@@ -35,7 +35,7 @@ static void wait_over(struct coil__timer *timer) {
 }
 
 /* Those of tasks that only stand here from an earlier wait are taken out on the way. */
-bool coil__timers_any(struct coil__sched *s) {
+static bool any_can_wake(struct coil__sched *s) {
     for (struct coil__heap_node *n; (n = coil__heap_first(&s->timers));) {
         const struct coil__timer *timer = CONTAINER_OF(n, struct coil__timer, node);
         if (timer->fire != wait_over) return true;
@@ -44,6 +44,17 @@ bool coil__timers_any(struct coil__sched *s) {
         coil__heap_remove(&s->timers, n);
     }
     return false;
+}
+
+bool coil__timers_any(struct coil__sched *s) {
+    struct coil__timer *report = s->report_timer;
+    bool armed = report && coil__heap_has(&report->node);
+    if (!armed) return any_can_wake(s);
+    int64_t at_ns = report->node.key;
+    coil__timer_disarm(s, report);
+    bool any = any_can_wake(s);
+    coil__timer_arm(s, report, at_ns);
+    return any;
 }
 
 void coil__park_within(struct coil__task *t, struct coil__wait *w, int64_t until_ns) {

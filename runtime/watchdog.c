@@ -130,7 +130,11 @@ static void print_stack(const struct coil__watch *watch) {
 
 static void report(struct coil__watch *watch) {
     bool answered = ask(watch);
-    if (answered && !watch->answer.in_task) return;
+    if (answered && !watch->answer.in_task) {
+        watch->asked = false; /* it may be one again later, without a resume in between: after a dump */
+        watch->held_ns = 0;
+        return;
+    }
     watch->reported = true;
     if (!answered) snprintf(watch->answer.name, sizeof watch->answer.name, "a task");
     fprintf(stderr, "coil: %s has kept worker %u for ", watch->answer.name, watch->w->s.worker);

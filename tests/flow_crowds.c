@@ -27,7 +27,7 @@ Test(flow_crowds, a_hundred_thousand_spawns_and_joins_in_a_loop) {
     cr_assert_eq(coil_run(spawns_and_joins, NULL), 0); /* what is made once is made */
     int maps = check_map_count();
     cr_assert_eq(coil_run(spawns_and_joins, NULL), 0);
-    cr_expect_leq(check_map_count(), maps + 2);
+    if (!CHECK_SANITIZED) cr_expect_leq(check_map_count(), maps + 2);
 }
 
 /* ---- all kinds of waits, ended all at once ---- */
@@ -234,7 +234,7 @@ static void check_crowd(int tasks, bool by_limit) {
     int fds = check_fd_count(), maps = check_map_count();
     cr_assert_eq(coil_run(ends_a_crowd, &c), 0);
     cr_expect_eq(check_fd_count(), fds);
-    cr_expect_leq(check_map_count(), maps + 2);
+    if (!CHECK_SANITIZED) cr_expect_leq(check_map_count(), maps + 2);
 }
 
 Test(flow_crowds, ten_thousand_waits_of_all_kinds_are_cancelled_at_once) {

@@ -592,6 +592,50 @@ Test(runtime, a_deadlock_is_reported_with_who_waits_for_what) {
     cr_assert_str_eq(err, "", "quiet");
 }
 
+/* Nobody will unlock it, and a cancelled task takes its mutex again whatever it costs. */
+static struct {
+    coil_mutex m;
+    coil_cond c;
+} kept;
+
+static int ends_holding(void *arg) {
+    (void)arg;
+    return coil_mutex_lock(&kept.m);
+}
+
+static int waits_on_a_condition(void *arg) {
+    (void)arg;
+    int err = coil_mutex_lock(&kept.m);
+    if (!err) err = coil_cond_wait(&kept.c, &kept.m);
+    return err;
+}
+
+static int leaves_a_deadlock(void *arg) {
+    (void)arg;
+    coil_spawn_with(NULL, &(coil_spawn_opts){.name = "waiter"}, waits_on_a_condition, NULL);
+    coil_yield();
+    coil_spawn(NULL, ends_holding, NULL);
+    coil_yield();
+    return 0;
+}
+
+static int runs_with_patience(void *arg) {
+    (void)arg;
+    coil_run_opts o = {.exit_limit = coil_sec(25)};
+    return coil_run_with(&o, leaves_a_deadlock, NULL);
+}
+
+Test(runtime, a_deadlock_after_main_has_returned_is_found_at_once) {
+    char err[4096];
+    int status;
+    cr_assert(check_in_child(runs_with_patience, NULL, &status, err, sizeof err));
+    cr_expect(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT, "%#x: %s", (unsigned)status, err);
+    cr_expect_not_null(strstr(err, "coil:   waiter: waits for mutex held by a task that has ended, for "),
+                       "%s", err);
+    cr_expect_null(strstr(err, "main has returned"), "%s", err);
+    cr_expect_not_null(strstr(err, "\nwaiter"), "the tree follows: %s", err);
+}
+
 static int deadlocks_after_a_limit(void *arg) {
     (void)arg;
     coil_scope s = coil_within(coil_sec(10000));

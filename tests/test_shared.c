@@ -670,3 +670,45 @@ Test(shared, a_forked_child_uses_objects_of_its_own) {
     for (int i = 0; i < 4; i++)
         pthread_join(thread[i], NULL);
 }
+
+static int sets_in_a_child(void *e) {
+    coil_shared_event_set(e);
+    return 0;
+}
+
+static int tries_in_a_child(void *s) {
+    return coil_shared_sem_tryacquire(s, 1);
+}
+
+static int forks_inside(void *arg) {
+    static coil_shared_event e;
+    static coil_shared_sem s;
+    (void)arg;
+    cr_expect(
+        check_aborts(sets_in_a_child, &e, "coil: coil_shared_event_set: called in a child forked inside"));
+    cr_expect(
+        check_aborts(tries_in_a_child, &s, "coil: coil_shared_sem_tryacquire: called in a child forked"));
+    return 0;
+}
+
+Test(shared, in_a_child_forked_inside_a_task_a_call_stops_with_its_name) {
+    cr_assert_eq(coil_run(forks_inside, NULL), 0);
+}
+
+static int signals_without_items(void *arg) {
+    coil_shared_chan c;
+    (void)arg;
+    cr_expect_eq(coil_shared_chan_open(&c, 0, 2), 0);
+    for (int i = 0; i < 2; i++)
+        cr_expect_eq(coil_shared_chan_send(&c, NULL), 0);
+    cr_expect_eq(coil_shared_chan_trysend(&c, NULL), -EAGAIN);
+    for (int i = 0; i < 2; i++)
+        cr_expect_eq(coil_shared_chan_recv(&c, NULL), 1);
+    cr_expect_eq(coil_shared_chan_tryrecv(&c, NULL), -EAGAIN);
+    coil_shared_chan_destroy(&c);
+    return 0;
+}
+
+Test(shared, items_of_no_size_are_counted) {
+    cr_assert_eq(coil_run(signals_without_items, NULL), 0);
+}

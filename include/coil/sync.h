@@ -196,8 +196,10 @@ typedef struct coil_once {
 
 /* Runs fn(arg) in the current task, unless it was done before; while another task is at it, waits for that.
  * If fn fails (returns < 0, also because its task was cancelled), it is not done, and the task that has
- * waited longest runs its own fn. Returns: 0: it is done, by whomever. Errors: what fn returned here, if < 0.
- * -ECANCELED, -ETIME: fn was not run here. -EDEADLK: called by fn. Mark: [parks]. Thread: a task. */
+ * waited longest runs its own fn.
+ * Returns: 0: it is done, by whomever.
+ * Errors: what fn returned here, if < 0. -ECANCELED, -ETIME: fn was not run here. -EDEADLK: called by fn.
+ * Mark: [parks]. Thread: a task. */
 COIL_API COIL_WUR int coil_once_do(coil_once *o, coil_fn *fn, void *arg);
 
 /* ---- waitgroups ---- */

@@ -37,8 +37,9 @@ typedef struct coil_spawn_opts {
  * Returns: 0, and the handle in *out. With out NULL the task is detached: nobody can join it.
  * Errors: -EINVAL: fn is NULL. -ENOMEM: no memory for the task, or no guarded stack (guards_only). -EAGAIN:
  *         tasks_max live already. *out is then all zero. A task spawned while its run is ending is started
- * all the same, cancelled. Memory: arg is the caller's and must be there as long as fn uses it. Mark: [now].
- * Thread: a task. */
+ *         all the same, cancelled.
+ * Memory: arg is the caller's and must be there as long as fn uses it.
+ * Mark: [now]. Thread: a task. */
 COIL_API int coil_spawn(coil_task *out, coil_fn *fn, void *arg);
 
 /* Starts a task as coil_spawn does, with options.
