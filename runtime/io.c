@@ -204,9 +204,15 @@ int coil_poll(int fd, short events) {
     int err = coil__admit(t);
     if (err) return err;
     if (!events) return -EINVAL;
-    int res = wait_ready(t, fd, events, t->limit_ns);
-    /* Early 5.10 kernels tell also what nobody has asked for. */
-    return res < 0 ? res : res & (events | POLLERR | POLLHUP | POLLNVAL);
+    struct coil__span span;
+    int res;
+    coil__span_begin(coil__worker_of(t->sched), &span, fd);
+    do { /* Early 5.10 kernels tell also what nobody has asked for. */
+        res = wait_ready(t, fd, events, t->limit_ns);
+        if (res >= 0) res &= events | POLLERR | POLLHUP | POLLNVAL;
+    } while (res == 0 && !span.closed);
+    coil__span_end(&span);
+    return res ? res : -EBADF;
 }
 
 int coil_shutdown(int fd, int how) {

@@ -129,7 +129,7 @@ static void exit_report(struct coil__timer *timer) {
 static void begin_exit(struct run *r) {
     struct coil__sched *s = &r->w.s;
     s->ending = true;
-    if (s->live == 1 && coil__list_empty(&r->w.jobs)) return;
+    if (s->live == 1 && coil__list_empty(&r->w.jobs) && !s->current->locals) return;
     coil__cancel_all(s);
     r->exit_began_ns = coil__clock(s);
     int64_t first_ns = exit_report_ns;

@@ -38,6 +38,7 @@ struct select {
     int polls; /* requests that are not over */
     int happened;
     bool settled;
+    struct coil__node unserved; /* among the worker's, while those behind it at semaphores are to be served */
 };
 
 /* ---- what could happen now ---- */
@@ -221,11 +222,34 @@ static void leave_list(struct coil__waiter *e, const coil_case *c) {
     }
 }
 
-/* Out of all lists first: whoever stood behind it at a semaphore is given permits only then, and that may
- * lead to further selects. A poll may be over within the loop, where the kernel has not seen it yet: counting
+static void finish(struct select *s) {
+    if (--s->polls == 0) coil__ready(&s->wait, 0);
+}
+
+/* Those behind it at semaphores may have their permits now, and that may settle further selects. They stand
+ * in a queue instead of being served from within, or a long chain of them would use up the stack of whoever
+ * has begun it; each is held back, as if it had one poll more, until it was its turn. */
+static void serve_behind(struct select *s) {
+    struct coil__sched *sched = s->wait.task->sched;
+    s->unserved.next = NULL;
+    coil__list_push(&sched->unserved, &s->unserved);
+    if (sched->serving) return;
+    sched->serving = true;
+    for (struct coil__node *n; (n = coil__list_pop(&sched->unserved));) {
+        struct select *next = CONTAINER_OF(n, struct select, unserved);
+        for (int i = 0; i < next->n; i++) {
+            if (next->cases[i].kind == COIL_CASE_SEM_) coil__sem_serve(next->cases[i].obj);
+        }
+        finish(next);
+    }
+    sched->serving = false;
+}
+
+/* Out of all lists first. A poll may be over within the loop, where the kernel has not seen it yet: counting
  * one more keeps the task from being readied twice. */
 static void settle(struct select *s, int happened, int result) {
     struct coil__worker *w = coil__worker_of(s->wait.task->sched);
+    bool serves = false;
     CHECK(!s->settled);
     s->settled = true;
     s->happened = happened;
@@ -235,11 +259,13 @@ static void settle(struct select *s, int happened, int result) {
         struct arm *a = &s->arms[i];
         if (has_list(&s->cases[i])) leave_list(&a->entry, &s->cases[i]);
         if (s->cases[i].kind == COIL_CASE_READY_ && a->op.live) coil__op_abort(w, &a->op);
+        serves = serves || s->cases[i].kind == COIL_CASE_SEM_;
     }
-    for (int i = 0; i < s->n; i++) {
-        if (s->cases[i].kind == COIL_CASE_SEM_) coil__sem_serve(s->cases[i].obj);
+    if (serves) {
+        serve_behind(s);
+    } else {
+        finish(s);
     }
-    if (--s->polls == 0) coil__ready(&s->wait, 0);
 }
 
 static void arm_won(struct coil__waiter *e, int result) {
@@ -253,8 +279,13 @@ static void poll_done(struct coil__op *op, int res, uint32_t flags) {
     int i = (int)(a - s->arms);
     (void)flags;
     s->polls--;
-    /* Early 5.10 kernels tell also what nobody has asked for. */
+    /* Early 5.10 kernels tell also what nobody has asked for: where it is nothing else, it is asked again. */
     if (res >= 0) res &= events_of(&s->cases[i]) | POLLERR | POLLHUP | POLLNVAL;
+    if (res == 0 && !s->settled) {
+        res = coil__op_begin(coil__worker_of(s->wait.task->sched), op);
+        s->polls += !res;
+        if (!res) return;
+    }
     if (!s->settled) {
         /* Nobody here has asked for its end. */
         if (res == -ECANCELED) res = op->fd_closed ? -EBADF : -EINTR;

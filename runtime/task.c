@@ -343,7 +343,10 @@ int coil__refuse(struct coil__task *t) {
 static void check_closed(struct coil__task *t) {
     char buf[32];
     if (t->depth) MISUSE("coil_leave", "%s has ended with a scope open", coil__task_name(t, buf));
-    if (t->open_groups) MISUSE("coil_group_close", "%s has ended with a group open", coil__task_name(t, buf));
+    if (t->open_groups)
+        MISUSE("coil_group_close",
+               "%s has ended with a group open; a group belongs to the task that calls it first",
+               coil__task_name(t, buf));
 }
 
 /* Hands the result to all that join t; whether there was anybody. */
@@ -460,6 +463,7 @@ void coil__sched_init(struct coil__sched *s, size_t tasks_max) {
 #ifndef NDEBUG
     s->fp_control = coil__fp_control();
 #endif
+    coil__list_init(&s->unserved);
     s->stride = COIL__STRIDE_MIN;
     s->looked_ns = coil__clock(s);
 }

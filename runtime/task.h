@@ -175,7 +175,9 @@ struct coil__sched {
 #ifndef NDEBUG
     uint32_t fp_control; /* rounding mode and exception masks, which belong to the worker */
 #endif
-    uint64_t choice; /* state of the numbers by which select chooses; 0: not begun */
+    struct coil__list unserved; /* selects whose semaphores are to be served: see select.c */
+    bool serving;               /* somebody is at it */
+    uint64_t choice;            /* state of the numbers by which select chooses; 0: not begun */
     bool ending; /* the main task has returned, or a deadlock was found: what is spawned starts cancelled */
 
     /* The slab. Other threads look records up to post a cancel, hence the atomics; records never move. */

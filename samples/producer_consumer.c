@@ -31,6 +31,7 @@ static int produce_all(void *items) {
     COIL_GROUP(producers);
     int err = coil_group_spawn(&producers, produce, &anna);
     if (!err) err = coil_group_spawn(&producers, produce, &bert);
+    if (err) coil_group_cancel(&producers); /* no half of them */
     int result = coil_group_wait(&producers);
     coil_chan_close(items);
     return err ? err : result;

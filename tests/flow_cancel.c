@@ -589,8 +589,11 @@ Flow(items_from_another_thread, 1) {
     int item, received = 0, err = coil_shared_chan_open(&c, sizeof item, 1);
     if (err) return err;
     cr_expect_eq(pthread_create(&thread, NULL, gives_five, &c), 0);
-    while ((err = coil_shared_chan_recv(&c, &item)) == 1)
+    err = coil_yield(); /* whether a receive has to wait is the thread's affair */
+    while (!err && (err = coil_shared_chan_recv(&c, &item)) == 1) {
         cr_expect_eq(item, received++);
+        err = 0;
+    }
     coil_shared_chan_close(&c);
     pthread_join(thread, NULL);
     coil_shared_chan_destroy(&c);
@@ -722,10 +725,25 @@ static bool alone(const char *name, main_fn *fn, char **argv, unsigned at, enum 
     return point.struck;
 }
 
-/* What a sample says of its cancel is not for this test's reader. */
+/* What a sample says of its cancel is not for this test's reader. What it prints is kept for the test itself.
+ */
 static void silence(void) {
-    cr_assert(freopen("/dev/null", "w", stdout));
+    char path[] = "/tmp/coil-test-XXXXXX";
+    int fd = mkstemp(path);
+    cr_assert_geq(fd, 0);
+    cr_assert(freopen(path, "w+", stdout));
     cr_assert(freopen("/dev/null", "w", stderr));
+    close(fd);
+    unlink(path);
+}
+
+/* What was printed since the last time. */
+static void take_output(char *text, size_t size) {
+    fflush(stdout);
+    ssize_t n = pread(fileno(stdout), text, size - 1, 0);
+    text[n > 0 ? n : 0] = '\0';
+    cr_assert_eq(ftruncate(fileno(stdout), 0), 0);
+    rewind(stdout);
 }
 
 static void sample_at_every_point(const char *name, main_fn *fn, char **argv, play_fn *play,
@@ -750,7 +768,7 @@ static void sample_at_every_point(const char *name, main_fn *fn, char **argv, pl
     }
 
 SampleFlow(hello, 1) SampleFlow(gather, 6) SampleFlow(timeout, 2) SampleFlow(race, 3)
-    SampleFlow(producer_consumer, 4) SampleFlow(callstack, 0)
+    SampleFlow(producer_consumer, 4) SampleFlow(callstack, 1)
 
     /* ---- samples that serve, until a signal comes ---- */
 
@@ -825,6 +843,19 @@ Test(flow_cancel, the_sample_echo_client) {
     sample_at_every_point("echo_client", echo_client_main, argv, with_a_server, 1);
 }
 
+/* Whenever the cancel comes: what was served last is saved. */
+static bool with_a_visitor_and_a_look(const char *name, main_fn *fn, char **argv, unsigned at,
+                                      enum strike how) {
+    char text[1024];
+    long served = -1, saved = -2;
+    bool struck = with_a_visitor(name, fn, argv, at, how);
+    take_output(text, sizeof text);
+    const char *last = strstr(text, "served ");
+    cr_expect(last && sscanf(last, "served %ld bytes, saved %ld", &served, &saved) == 2, "%s", text);
+    cr_expect_eq(saved, served, "point %u.%d: %s", at, (int)how, text);
+    return struck;
+}
+
 static void server_at_every_point(const char *name, main_fn *fn) {
     char where[64], file[] = "/tmp/coil-test-XXXXXX";
     int fd = mkstemp(file);
@@ -833,7 +864,8 @@ static void server_at_every_point(const char *name, main_fn *fn) {
     peers_abstract(where, name);
     char *argv[] = {(char *)(uintptr_t)name, where, file, NULL};
     if (fn == echo_server_main) argv[2] = NULL;
-    sample_at_every_point(name, fn, argv, with_a_visitor, 5);
+    sample_at_every_point(name, fn, argv, fn == echo_server_main ? with_a_visitor : with_a_visitor_and_a_look,
+                          5);
     unlink(file);
 }
 

@@ -1,5 +1,6 @@
 /* The plain calls: what each returns for good and bad arguments, and that it parks, never blocks. */
 #include "check.h"
+#include "peers.h"
 
 #include "task.h"
 #include "threads.h"
@@ -931,6 +932,7 @@ static int slow_connects(void *arg) {
     (void)arg;
     int l = listener(&full, 0), first = socket_of(AF_INET, SOCK_STREAM);
     cr_expect_eq(call_connect(first), 0);
+    peers_await_backlog(l);
     for (int i = 0; i < 5; i++) {
         struct parked p;
         coil_task t;

@@ -1197,3 +1197,67 @@ Test(select, it_is_a_deadlock_only_where_nobody_can_end_it) {
     run(is_no_deadlock);
     run(waits_for_outside);
 }
+
+/* ---- a chain: each select that is settled lets the next one have its permits ---- */
+
+enum { CHAIN = 20000 };
+
+static struct {
+    coil_sem *s;
+    int links, happened, stopped, began;
+} chain;
+
+/* Its second case stands first in the next semaphore's line, and wants more than is there. */
+static int is_a_link(void *arg) {
+    int i = (int)(intptr_t)arg;
+    coil_case cases[] = {coil_on_sem(&chain.s[i], 1), coil_on_sem(&chain.s[i + 1], 2)};
+    chain.began++;
+    int got = coil_select(cases, 2);
+    chain.happened += got == 0;
+    chain.stopped += got == -ECANCELED || got == -ETIME;
+    return 0;
+}
+
+static int is_the_last_link(void *arg) {
+    coil_scope limit = coil_within(arg ? coil_ms(1) : coil_sec(1000));
+    int got = is_a_link((void *)(intptr_t)0);
+    coil_leave(&limit);
+    return got;
+}
+
+enum chain_end { BY_RELEASE, BY_CANCEL, BY_LIMIT };
+
+static void runs_a_chain(enum chain_end by) {
+    COIL_GROUP(g);
+    coil_task head = {0};
+    memset(&chain, 0, sizeof chain);
+    chain.links = task_rounds(CHAIN);
+    chain.s = calloc((size_t)chain.links + 1, sizeof *chain.s);
+    for (int i = 1; i <= chain.links; i++)
+        coil_sem_release(&chain.s[i], 1);
+    /* The last one's line is begun first: each one's first case then stands behind the second of the one
+     * before. */
+    cr_expect_eq(coil_group_spawn_with(&g, &head, NULL, is_the_last_link, (void *)(intptr_t)(by == BY_LIMIT)),
+                 0);
+    for (int i = 1; i < chain.links; i++)
+        cr_expect_eq(coil_group_spawn(&g, is_a_link, (void *)(intptr_t)i), 0);
+    while (chain.began < chain.links)
+        coil_yield();
+    if (by == BY_RELEASE) coil_sem_release(&chain.s[0], 1);
+    if (by == BY_CANCEL) coil_cancel(head);
+    cr_expect_eq(coil_group_wait(&g), 0);
+    cr_expect_eq(chain.happened, chain.links - (by != BY_RELEASE), "%d", chain.happened);
+    cr_expect_eq(chain.stopped, by != BY_RELEASE);
+    free(chain.s);
+}
+
+static int chains(void *arg) {
+    (void)arg;
+    for (enum chain_end by = BY_RELEASE; by <= BY_LIMIT; by++)
+        runs_a_chain(by);
+    return 0;
+}
+
+Test(select, a_chain_of_any_length_through_semaphores_uses_up_no_stack) {
+    run(chains);
+}

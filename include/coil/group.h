@@ -11,9 +11,9 @@ extern "C" {
 #endif
 
 /* A group of tasks. Its life: 1. COIL_GROUP(g); 2. spawn; 3. wait, or cancel, or simply leave the block;
- * 4. nothing to free. Spawn and cancel are for the owner (the task that declared it) and its children, all
- * else for the owner only. A group that is jumped past, or left open at the task's end, stops the process
- * with the task's name. */
+ * 4. nothing to free. Its owner is the task that declares it, and makes the first call on it. Spawn and
+ * cancel are for the owner and the children, all else for the owner only. A group that is jumped past, or
+ * left open at the task's end, stops the process with the task's name. */
 typedef struct coil_group {
     uint64_t opaque[11]; /* coil's */
 } coil_group;
@@ -49,7 +49,7 @@ COIL_API int coil_group_spawn_with(coil_group *g, coil_task *out, const coil_spa
  * Returns: 0: no child failed by itself; also after coil_group_cancel, and for a group without children. A
  *         child that was cancelled, by the group or alone, and returns -ECANCELED has not failed.
  * Errors: what the first failing child returned; else -ECANCELED or -ETIME if the caller was cancelled or out
- *         of time.
+ *         of time meanwhile, also where all children then succeeded.
  * Mark: [always]. Thread: the owner. */
 COIL_API COIL_WUR int coil_group_wait(coil_group *g);
 
@@ -93,7 +93,8 @@ typedef struct coil_job {
  * those before it are cancelled and waited for, and it and all after it have that error as result.
  * Returns: 0: none failed; also for n = 0.
  * Errors: why a job could not be started (as coil_spawn); else what the first failing job returned; else
- *         -ECANCELED or -ETIME if the caller was cancelled or out of time.
+ *         -ECANCELED or -ETIME if the caller was cancelled or out of time meanwhile, also where all jobs then
+ *         succeeded: the results show it.
  * Memory: jobs, and what the arguments point to, are borrowed until the call returns; no job runs after that.
  * Mark: [always]. Thread: a task. */
 COIL_API COIL_WUR int coil_gather(coil_job *jobs, size_t n);

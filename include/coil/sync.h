@@ -198,8 +198,8 @@ typedef struct coil_once {
  * If fn fails (returns < 0, also because its task was cancelled), it is not done, and the task that has
  * waited longest runs its own fn.
  * Returns: 0: it is done, by whomever.
- * Errors: what fn returned here, if < 0. -ECANCELED, -ETIME: fn was not run here. -EDEADLK: called by fn.
- * Mark: [parks]. Thread: a task. */
+ * Errors: what fn returned here, if < 0. -ECANCELED, -ETIME: fn was not run here, or has returned that
+ * itself. -EDEADLK: called by fn. Mark: [parks]. Thread: a task. */
 COIL_API COIL_WUR int coil_once_do(coil_once *o, coil_fn *fn, void *arg);
 
 /* ---- waitgroups ---- */

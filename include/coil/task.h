@@ -180,7 +180,8 @@ typedef struct coil_key {
  * without a call of destroy. Children have values of their own, none at first.
  * When the task's function has returned, destroy is called for each value that is left, the one set first
  * last, in the task, which may still do all that it could before. Values that these calls set are destroyed
- * too; after four rounds what is there is dropped.
+ * too; after four rounds what is there is dropped. Those of the main task come when all other tasks have been
+ * cancelled.
  * Returns: 0.
  * Errors: -ENOMEM: no memory for a new value; nothing has changed.
  * Memory: the value is the caller's. *k is borrowed until the task has ended.
