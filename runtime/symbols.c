@@ -123,9 +123,10 @@ static void meet(struct neighbours *n, uintptr_t at, const char *name, uintptr_t
     }
 }
 
-/* The function around `at`, an address as in the file. Of several names, a global one. Where the table
- * doesn't tell files (`strip -g` takes them out), a function that only its file knows is coil's if it lies
- * among such. */
+/* The function around `at`, an address as in the file. Of several names, a global one. A function that only
+ * its file knows is coil's if it lies among such, and comes from a file of such a name where the table tells
+ * files (`strip -g` takes them out). One neighbour does not do: a program has files of these names, too, and
+ * rather shows a frame of coil's than hides one of the user's. */
 static bool find_in_table(const struct table *t, uintptr_t at, struct coil__symbol *out) {
     const char *file = NULL, *its_file = NULL;
     struct neighbours near = {0};
@@ -144,8 +145,7 @@ static bool find_in_table(const struct table *t, uintptr_t at, struct coil__symb
         out->function = name;
         out->offset = at - s->st_value;
     }
-    bool below = is_coils(near.below), above = is_coils(near.above);
-    bool among = its_file ? (below || above) && is_coils_file(its_file) : below && above;
+    bool among = is_coils(near.below) && is_coils(near.above) && (!its_file || is_coils_file(its_file));
     out->ours = is_coils(out->function) || (!global && among);
     return out->function != NULL;
 }
@@ -244,8 +244,14 @@ static Dwarf_Word number(Dwarf_Die *die, unsigned attribute) {
 static bool in_coils_tree(const char *unit) {
     static const char here[] = __FILE__, tail[] = "runtime/symbols.c";
     size_t n = sizeof here - sizeof tail;
-    return unit && strncmp(unit, here, n) == 0 &&
+    return strncmp(unit, here, n) == 0 &&
            (strncmp(unit + n, "runtime/", 8) == 0 || strncmp(unit + n, "net/", 4) == 0);
+}
+
+/* The compiler's word, if it has one: a program may have named its functions like coil's. A unit that
+ * link-time optimisation has made up has a name like "<artificial>". */
+static bool is_ours(const char *unit, const struct coil__symbol *by_tables) {
+    return unit && *unit && *unit != '<' ? in_coils_tree(unit) : by_tables->ours;
 }
 
 /* From the innermost scope outwards: each function that was put into another one says from which line. */
@@ -262,7 +268,7 @@ static int take_scopes(Dwarf_Die *scopes, int n, struct coil__symbol *where, str
         *sym = *where;
         const char *name = dw.dwarf_diename(&scopes[i]);
         if (name) sym->function = name;
-        sym->ours = where->ours || is_coils(name) || in_coils_tree(unit_name);
+        sym->ours = is_ours(unit_name, where);
         if (tag == DW_TAG_subprogram) break;
         Dwarf_Word file = number(&scopes[i], DW_AT_call_file);
         where->file = files ? dw.dwarf_filesrc(files, file, NULL, NULL) : NULL;
