@@ -24,6 +24,7 @@ enum { OBJECTS_MAX = 64, CACHE_SIZE = 256, INLINED_MAX = 8, PATH_BYTES = 256 };
 struct object {
     char path[PATH_BYTES];
     const char *name;
+    const char *file; /* what to open; NULL: there is none, as for the vDSO */
     uintptr_t bias;
     const unsigned char *image; /* the mapped file; NULL: it can't be read */
     size_t image_bytes;
@@ -230,7 +231,7 @@ static void close_libdw(struct coil__symbols *s) {
 static void introduce(struct coil__symbols *s, struct object *o) {
     if (!s->dwfl || !o->image) return;
     dw.dwfl_report_begin_add(s->dwfl);
-    o->module = dw.dwfl_report_elf(s->dwfl, o->name, o->path, -1, o->bias, true);
+    o->module = dw.dwfl_report_elf(s->dwfl, o->name, o->file, -1, o->bias, true);
     dw.dwfl_report_end(s->dwfl, NULL, NULL);
 }
 
@@ -338,7 +339,7 @@ static bool find_by_libdw(const struct object *o, struct answer *a) {
 
 static void map_image(struct object *o) {
     struct stat st;
-    int fd = open(o->path, O_RDONLY | O_CLOEXEC);
+    int fd = o->file ? open(o->file, O_RDONLY | O_CLOEXEC) : -1;
     if (fd < 0) return;
     if (fstat(fd, &st) == 0 && st.st_size > 0) {
         void *m = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
@@ -350,12 +351,18 @@ static void map_image(struct object *o) {
     close(fd);
 }
 
+/* The program is opened by the kernel's link to it, which holds when its file was replaced or removed. */
 static void set_path(struct object *o, const char *path) {
+    static const char program[] = "/proc/self/exe", deleted[] = " (deleted)";
     if (*path) {
         snprintf(o->path, sizeof o->path, "%s", path);
+        o->file = strchr(path, '/') ? o->path : NULL;
     } else {
-        ssize_t n = readlink("/proc/self/exe", o->path, sizeof o->path - 1);
-        o->path[MAX(n, 0)] = '\0';
+        ssize_t n = MAX(readlink(program, o->path, sizeof o->path - 1), 0);
+        o->path[n] = '\0';
+        ssize_t rest = n - (ssize_t)(sizeof deleted - 1);
+        if (rest > 0 && strcmp(o->path + rest, deleted) == 0) o->path[rest] = '\0';
+        o->file = program;
     }
     const char *slash = strrchr(o->path, '/');
     o->name = slash ? slash + 1 : o->path;
