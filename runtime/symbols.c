@@ -24,6 +24,7 @@ enum { OBJECTS_MAX = 64, CACHE_SIZE = 256, INLINED_MAX = 8, PATH_BYTES = 256 };
 struct object {
     char path[PATH_BYTES];
     const char *name;
+    const char *file; /* what to open; NULL: there is none, as for the vDSO */
     uintptr_t bias;
     const unsigned char *image; /* the mapped file; NULL: it can't be read */
     size_t image_bytes;
@@ -123,9 +124,10 @@ static void meet(struct neighbours *n, uintptr_t at, const char *name, uintptr_t
     }
 }
 
-/* The function around `at`, an address as in the file. Of several names, a global one. Where the table
- * doesn't tell files (`strip -g` takes them out), a function that only its file knows is coil's if it lies
- * among such. */
+/* The function around `at`, an address as in the file. Of several names, a global one. A function that only
+ * its file knows is coil's if it lies among such, and comes from a file of such a name where the table tells
+ * files (`strip -g` takes them out). One neighbour does not do: a program has files of these names, too, and
+ * rather shows a frame of coil's than hides one of the user's. */
 static bool find_in_table(const struct table *t, uintptr_t at, struct coil__symbol *out) {
     const char *file = NULL, *its_file = NULL;
     struct neighbours near = {0};
@@ -144,8 +146,7 @@ static bool find_in_table(const struct table *t, uintptr_t at, struct coil__symb
         out->function = name;
         out->offset = at - s->st_value;
     }
-    bool below = is_coils(near.below), above = is_coils(near.above);
-    bool among = its_file ? (below || above) && is_coils_file(its_file) : below && above;
+    bool among = is_coils(near.below) && is_coils(near.above) && (!its_file || is_coils_file(its_file));
     out->ours = is_coils(out->function) || (!global && among);
     return out->function != NULL;
 }
@@ -230,7 +231,7 @@ static void close_libdw(struct coil__symbols *s) {
 static void introduce(struct coil__symbols *s, struct object *o) {
     if (!s->dwfl || !o->image) return;
     dw.dwfl_report_begin_add(s->dwfl);
-    o->module = dw.dwfl_report_elf(s->dwfl, o->name, o->path, -1, o->bias, true);
+    o->module = dw.dwfl_report_elf(s->dwfl, o->name, o->file, -1, o->bias, true);
     dw.dwfl_report_end(s->dwfl, NULL, NULL);
 }
 
@@ -244,8 +245,14 @@ static Dwarf_Word number(Dwarf_Die *die, unsigned attribute) {
 static bool in_coils_tree(const char *unit) {
     static const char here[] = __FILE__, tail[] = "runtime/symbols.c";
     size_t n = sizeof here - sizeof tail;
-    return unit && strncmp(unit, here, n) == 0 &&
+    return strncmp(unit, here, n) == 0 &&
            (strncmp(unit + n, "runtime/", 8) == 0 || strncmp(unit + n, "net/", 4) == 0);
+}
+
+/* The compiler's word, if it has one: a program may have named its functions like coil's. A unit that
+ * link-time optimisation has made up has a name like "<artificial>". */
+static bool is_ours(const char *unit, const struct coil__symbol *by_tables) {
+    return unit && *unit && *unit != '<' ? in_coils_tree(unit) : by_tables->ours;
 }
 
 /* From the innermost scope outwards: each function that was put into another one says from which line. */
@@ -262,7 +269,7 @@ static int take_scopes(Dwarf_Die *scopes, int n, struct coil__symbol *where, str
         *sym = *where;
         const char *name = dw.dwarf_diename(&scopes[i]);
         if (name) sym->function = name;
-        sym->ours = where->ours || is_coils(name) || in_coils_tree(unit_name);
+        sym->ours = is_ours(unit_name, where);
         if (tag == DW_TAG_subprogram) break;
         Dwarf_Word file = number(&scopes[i], DW_AT_call_file);
         where->file = files ? dw.dwarf_filesrc(files, file, NULL, NULL) : NULL;
@@ -332,7 +339,7 @@ static bool find_by_libdw(const struct object *o, struct answer *a) {
 
 static void map_image(struct object *o) {
     struct stat st;
-    int fd = open(o->path, O_RDONLY | O_CLOEXEC);
+    int fd = o->file ? open(o->file, O_RDONLY | O_CLOEXEC) : -1;
     if (fd < 0) return;
     if (fstat(fd, &st) == 0 && st.st_size > 0) {
         void *m = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
@@ -344,12 +351,18 @@ static void map_image(struct object *o) {
     close(fd);
 }
 
+/* The program is opened by the kernel's link to it, which holds when its file was replaced or removed. */
 static void set_path(struct object *o, const char *path) {
+    static const char program[] = "/proc/self/exe", deleted[] = " (deleted)";
     if (*path) {
         snprintf(o->path, sizeof o->path, "%s", path);
+        o->file = strchr(path, '/') ? o->path : NULL;
     } else {
-        ssize_t n = readlink("/proc/self/exe", o->path, sizeof o->path - 1);
-        o->path[MAX(n, 0)] = '\0';
+        ssize_t n = MAX(readlink(program, o->path, sizeof o->path - 1), 0);
+        o->path[n] = '\0';
+        ssize_t rest = n - (ssize_t)(sizeof deleted - 1);
+        if (rest > 0 && strcmp(o->path + rest, deleted) == 0) o->path[rest] = '\0';
+        o->file = program;
     }
     const char *slash = strrchr(o->path, '/');
     o->name = slash ? slash + 1 : o->path;
