@@ -13,6 +13,7 @@ thread's innermost one is the saved context of the task, and gdb walks on from t
 
 import bisect
 import struct
+import time
 
 import gdb
 import gdb.unwinder
@@ -23,6 +24,10 @@ FRAMES_MAX = 200
 WALK_MAX = 64
 INDENT_MAX = 20
 NEVER = (1 << 63) - 1
+NAMED_MAX = 4
+# In struct mutex, rwlock and once, the owner follows the list of those who wait.
+OWNER_AT = 16
+OWNED = ("mutex", "read lock", "write lock", "once")
 # Where the kernel has guard regions (Linux 6.13), gdb's own core files lack what it can't read in one piece.
 GUARDS_HINT = ("(A core file made by gdb lacks stacks between guard regions: let the kernel write it, or run the program "
                "with COIL_CAPS=guard_install.)\n")
@@ -121,6 +126,12 @@ def seconds(ns):
 
 # ---- workers and tasks ----
 
+def is_here():
+    """Whether the process runs on this machine, so that its clock is ours."""
+    connection = getattr(gdb.selected_inferior(), "connection", None)
+    return connection is not None and connection.type == "native"
+
+
 class Coil:
     """The types, found anew by each command: the program may have been built again, or loaded a library."""
 
@@ -132,9 +143,10 @@ class Coil:
         wait = task.strip_typedefs()["wait"].type.target()
         stack = task.strip_typedefs()["stack"].type.target()
         self.task = Layout(task, ("ctx.sp", "wait", "state", "cancelled", "stack", "since_ns", "fn", "gen", "slot",
-                                  "result", "site", "parent_slot", "parent_gen", "name", "joiners.head.next"))
+                                  "result", "site", "parent_slot", "parent_gen", "name", "limit_ns", "shielded", "group", "joiners.head.next"))
         self.wait = Layout(wait, ("what", "fd", "on", "until_ns", "entry.node.next"))
         self.node_at = self.wait.fields["entry.node.next"][0]
+        self.owner_at = Layout(gdb.lookup_type("struct coil__group"), ("owner",)).fields["owner"][0]
         self.stack = Layout(stack, ("lo", "size"))
         self.string = Cache(read_string)
         self.code = Cache(name_of_code)
@@ -176,6 +188,8 @@ class Worker:
         self.coil = coil
         self.number = int(sched["worker"])
         self.now_ns = int(sched["now_ns"])
+        if is_here():
+            self.now_ns = max(self.now_ns, time.clock_gettime_ns(time.CLOCK_MONOTONIC))
         self.slots = int(sched["slots"])
         self.live = int(sched["live"])
         self.chunks = sched["chunks"]
@@ -222,7 +236,9 @@ class Task:
         self.slot, self.result, self.site = get("slot"), get("result"), get("site")
         self.parent = (get("parent_slot"), get("parent_gen"))
         self.cancelled, self.first_joiner = get("cancelled"), get("joiners.head.next")
+        self.limit_ns, self.shielded, self.group = get("limit_ns"), get("shielded"), get("group")
         self.joins = None
+        self.limit_told = False
         self.name = get("name").split(b"\0")[0].decode(errors="replace")
         self.thread = None
         self.lo = self.size = 0
@@ -445,6 +461,33 @@ def find_at(workers, address):
     return None
 
 
+def describe_owner(task, on):
+    memory = read(on + OWNER_AT, 16)
+    where, gen = struct.unpack("<QQ", memory) if memory else (0, 0)
+    if gen == 0:
+        return " at 0x%x" % on
+    owner = task.worker.by_slot.get(where >> 32)
+    if owner and owner.gen == gen and owner.state != ENDED:
+        return " held by %s" % owner.title()
+    return " held by a task that has ended"
+
+
+def describe_children(task, on):
+    children = [t.title() for t in task.worker.tasks if t.group == on and t.state != ENDED]
+    if not children:
+        return " at 0x%x" % on
+    return " of " + ", ".join(children[:NAMED_MAX]) + (" and others" if len(children) > NAMED_MAX else "")
+
+
+def describe_on(task, what, on, workers):
+    if what in OWNED:
+        return describe_owner(task, on)
+    if what in ("group", "gather", "race"):
+        return describe_children(task, on)
+    other = find_at(workers, on)
+    return " of %s" % other.title() if other else " at 0x%x" % on
+
+
 def describe_wait(task, workers):
     coil = task.worker.coil
     memory = read(task.wait, coil.wait.size)
@@ -458,12 +501,12 @@ def describe_wait(task, workers):
     elif task.joins:
         text += " of %s" % task.joins.title()
     elif on:
-        other = find_at(workers, on)
-        text += " of %s" % other.title() if other else " at 0x%x" % on
+        text += describe_on(task, coil.string[what], on, workers)
     text += ", for %s" % seconds(max(task.worker.now_ns - task.since_ns, 0))
     until_ns = coil.wait.get(memory, "until_ns")
     if until_ns != NEVER:
         text += ", at most %s more" % seconds(max(until_ns - task.worker.now_ns, 0))
+    task.limit_told = until_ns == task.limit_ns
     return text
 
 
@@ -482,8 +525,13 @@ def describe_state(task, workers):
 def describe(task, workers):
     coil = task.worker.coil
     text = "%s: %s" % (task.title(), describe_state(task, workers))
+    if task.state != ENDED and task.limit_ns != NEVER and not task.limit_told:
+        left_ns = task.limit_ns - task.worker.now_ns
+        text += (", limit in %s" if left_ns > 0 else ", limit over for %s") % seconds(abs(left_ns))
     if task.cancelled:
         text += ", cancelled"
+    if task.shielded:
+        text += ", shielded"
     text += "; runs %s" % coil.code[task.fn]
     place = coil.place[task.site]
     text += ", spawned in %s" % place if place else ", spawned by coil"
@@ -494,14 +542,24 @@ def describe(task, workers):
     return text
 
 
+def parent_of(task):
+    """The owner of a child's group, or the task that spawned it while that one is there."""
+    worker = task.worker
+    if task.state != ENDED and task.group:
+        memory = read(task.group + worker.coil.owner_at, 8)
+        return worker.by_address.get(struct.unpack("<Q", memory)[0]) if memory else None
+    slot, gen = task.parent
+    parent = worker.by_slot.get(slot)
+    return parent if gen and parent and parent.gen == gen else None
+
+
 def in_tree_order(worker):
-    """Pairs of depth and task; a task stands below the one that has spawned it, as long as that is there."""
+    """Pairs of depth and task; a task stands below its parent."""
     children, roots = {}, []
     for task in worker.tasks:
-        slot, gen = task.parent
-        parent = worker.by_slot.get(slot)
-        if gen and parent and parent.gen == gen and parent is not task:
-            children.setdefault(slot, []).append(task)
+        parent = parent_of(task)
+        if parent and parent is not task:
+            children.setdefault(parent.slot, []).append(task)
         else:
             roots.append(task)
     rest = [(0, t) for t in reversed(roots)]
@@ -517,6 +575,8 @@ def read_all():
     workers = Coil().workers()
     if not workers:
         gdb.write("coil: no run is under way\n")
+    if workers and not is_here():
+        gdb.write("(by the clock of the worker's last turn)\n")
     mark_running(workers)
     return workers
 

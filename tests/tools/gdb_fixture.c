@@ -36,6 +36,19 @@ static int joiner(void *arg) {
     return coil_join(*(coil_task *)arg, &result);
 }
 
+static coil_mutex held;
+
+static int locker(void *arg) {
+    (void)arg;
+    return coil_mutex_lock(&held);
+}
+
+static int grouper(void *arg) {
+    COIL_GROUP(g);
+    int err = coil_group_spawn(&g, sleeper, arg);
+    return err ? err : coil_group_wait(&g);
+}
+
 static int quick(void *arg) {
     (void)arg;
     return 7;
@@ -56,11 +69,16 @@ static int run(void *arg) {
     sleeping = spawn("sleeps", sleeper, NULL);
     spawn("reads", reader, &ends[0]);
     spawn("joins", joiner, &sleeping);
+    if (coil_mutex_lock(&held)) return -1;
+    spawn("locks", locker, NULL);
+    spawn("groups", grouper, NULL);
     spawn("ended", quick, NULL);
     for (int i = 0; i < 3; i++)
         coil_yield();
     spawn("new", quick, NULL);
+    sleep(2); /* The worker's clock stands still meanwhile; a debugger's doesn't. */
     fixture_stop();
+    coil_mutex_unlock(&held);
     return 0;
 }
 
