@@ -19,7 +19,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { FRAMES_MAX = 64, INDENT_MAX = 20, REPORTED_TREE_MAX = 100, NO_TASK = UINT32_MAX };
+enum { FRAMES_MAX = 64, INDENT_MAX = 20, REPORTED_TREE_MAX = 100 };
+
+#define NO_TASK UINT32_MAX
 
 struct dump {
     struct coil__worker *w;
@@ -36,7 +38,7 @@ struct dump {
 /* ---- call stacks ---- */
 
 static bool is_public(const struct coil__symbol *sym) {
-    return sym->function && strncmp(sym->function, "coil_", 5) == 0 && sym->function[5] != '_';
+    return sym->ours && sym->function && strncmp(sym->function, "coil_", 5) == 0 && sym->function[5] != '_';
 }
 
 struct span {
@@ -54,7 +56,10 @@ static struct span choose(struct coil__symbols *symbols, void *const *pc, int co
         int n = coil__symbols_find(symbols, pc[i], &sym);
         for (int j = 0; j < n; j++, at++, sym++) {
             if (!sym->ours && !(whole && i == count - 1)) s.last = at;
-            if (s.first >= 0) continue;
+            /* What is inside the call for a dump is coil's, also where nothing tells so. */
+            bool dumps =
+                !keep_call && call < 0 && is_public(sym) && strncmp(sym->function, "coil_dump_", 10) == 0;
+            if (s.first >= 0 && !dumps) continue;
             if (!sym->ours) s.first = at;
             if (!is_public(sym)) continue;
             call = at;
@@ -375,14 +380,20 @@ static void make_dump(struct coil__worker *w, FILE *out, void (*print)(struct du
     w->s.current = d.current;
 }
 
+/* Keeps the call before it from being the last thing that a public function does, which would be a jump: its
+ * name on the stack tells where coil begins, also where nothing else does (link-time optimisation). */
+#define STAY_ON_THE_STACK() __asm__ volatile("" ::: "memory")
+
 void coil_dump_callstack(FILE *out) {
     struct coil__task *t = coil__current("coil_dump_callstack");
     make_dump(coil__worker_of(t->sched), out, print_callstack);
+    STAY_ON_THE_STACK();
 }
 
 void coil_dump_tasks(FILE *out) {
     struct coil__task *t = coil__current("coil_dump_tasks");
     make_dump(coil__worker_of(t->sched), out, print_tasks);
+    STAY_ON_THE_STACK();
 }
 
 void coil__dump_worker(struct coil__worker *w) {

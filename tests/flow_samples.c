@@ -168,6 +168,7 @@ Test(flow_samples, hello_says_hello_and_a_second_later_world) {
 
 /* With libdw there are files and lines; without, offsets. */
 Test(flow_samples, callstack_shows_ten_calls_of_factorial_and_who_joins_them) {
+    check_needs(LINES_ARE_KNOWN, "names and lines, of which link-time optimisation leaves too few");
     struct program p = start("callstack", NULL);
     finish(&p);
     cr_expect(ended_with(&p, 0), "status %#x: %s", (unsigned)p.status, p.complaint);

@@ -132,7 +132,9 @@ static int watch_blocks(void *arg) {
 Test(watchdog, a_task_that_blocks_in_a_system_call_is_reported) {
     cr_assert_eq(in_child(watch_blocks, NULL), 0, "%s", err);
     cr_assert_eq(count_of(" has kept worker "), 1, "%s", err);
+#ifdef __GLIBC__ /* musl's functions have no unwind tables to walk on by. */
     if (STACKS) cr_assert(strstr(err, "coil: main has kept") && strstr(err, "] blocks"), "%s", err);
+#endif
 }
 
 static int turns_sigurg_away(void *arg) {

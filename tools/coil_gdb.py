@@ -429,7 +429,25 @@ def arguments(frame):
     return ", ".join(shown)
 
 
-def print_frames(frame):
+def public_call(frame):
+    """The public call that the task is in; where it was left by a jump, the frame that has made it."""
+    inside = file_of(frame).rpartition("/arch/")[0] + "/"  # The innermost is coil__ctx_jump's caller, of arch/ctx.h.
+    at = frame
+    while at is not None and inside != "/" and file_of(at).startswith(inside):
+        if (at.name() or "").startswith("coil_") and not at.name().startswith("coil__"):
+            return at
+        at = at.older()
+    return at if at is not None and inside != "/" else frame
+
+
+def file_of(frame):
+    sal = frame.find_sal()
+    return sal.symtab.filename if sal.symtab else ""
+
+
+def print_frames(frame, full):
+    if not full and frame is not None:
+        frame = public_call(frame)
     number = 0
     while frame is not None and number < FRAMES_MAX:
         if frame.name() in ("coil__ctx_trampoline", "coil__ctx_start"):
@@ -590,14 +608,14 @@ def chosen(workers, which):
     return by_number or [t for t in everyone if t.name == which]
 
 
-def print_stack(task, workers):
+def print_stack(task, workers, full):
     gdb.write("%s\n" % describe(task, workers))
     if task.state == ENDED:
         return
     if task.thread:
         before, frame = gdb.selected_thread(), gdb.selected_frame()
         task.thread.switch()
-        print_frames(gdb.newest_frame())
+        print_frames(gdb.newest_frame(), True)
         before.switch()
         frame.select()
         return
@@ -605,7 +623,7 @@ def print_stack(task, workers):
     if not context:
         gdb.write("its stack can't be read\n" + GUARDS_HINT)
     elif task.begun():
-        with_frames_of(context, print_frames)
+        with_frames_of(context, lambda frame: print_frames(frame, full))
 
 
 class CoilCommand(gdb.Command):
@@ -637,13 +655,18 @@ class CoilTasks(gdb.Command):
 
 
 class CoilBt(gdb.Command):
-    """Prints the call stack of a task: coil bt SLOT | WORKER.SLOT | NAME | all"""
+    """Prints the call stack of a task: coil bt [-full] SLOT | WORKER.SLOT | NAME | all
+
+    It begins at the call of coil that the task is in; -full shows what is inside of that as well."""
 
     def __init__(self):
         super().__init__("coil bt", gdb.COMMAND_STACK, gdb.COMPLETE_NONE)
 
     def invoke(self, argument, from_tty):
-        which = argument.strip().strip('"')
+        which = argument.strip()
+        full = which.split(" ")[0] == "-full"
+        which = which[len("-full"):].strip() if full else which
+        which = which.strip('"')
         if not which:
             raise gdb.GdbError("coil bt: which task? Give a slot, WORKER.SLOT, a name, or all")
         workers = read_all()
@@ -651,7 +674,7 @@ class CoilBt(gdb.Command):
         if not tasks and workers:
             raise gdb.GdbError("coil bt: no task is called %s; see coil tasks" % which)
         for task in tasks:
-            print_stack(task, workers)
+            print_stack(task, workers, full)
 
 
 class CoilHelp(gdb.Command):
@@ -662,7 +685,8 @@ class CoilHelp(gdb.Command):
 
     def invoke(self, argument, from_tty):
         gdb.write("coil tasks      all tasks of all workers, as a tree of who has spawned whom\n"
-                  "coil bt TASK    the call stack of a task: its slot, WORKER.SLOT, its name, or all\n"
+                  "coil bt TASK    the call stack of a task: its slot, WORKER.SLOT, its name, or all;\n"
+                  "                -full before it: with coil's inner frames\n"
                   "coil help       this\n"
                   "In a live process and in a core file; libcoil needs debugging information.\n")
 
