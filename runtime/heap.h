@@ -1,11 +1,10 @@
 /* 4-ary min-heap of nodes with a 64-bit key; nodes with the same key come out in the order in which they were
- * put in. Its tables grow only when a seat is taken, so that putting a node in, moving it and taking it out
+ * put in. Its array grows only when a seat is taken, so that putting a node in, moving it and taking it out
  * can never fail.
  *
- * A node that is in the heap has a number, and the heap moves numbers: with many timers, records of tasks are
- * far apart, and sifting through them would miss the cache at each step. Nodes that are put in one after the
- * other with the same key (tasks under one limit) form a chain, whose first one alone stands in the heap: so
- * that any number of them that are due together come out without sifting. */
+ * Nodes that are put in one after the other with the same key (tasks under one limit) form a chain, a ring
+ * whose first one alone stands in the heap: so that any number of them that are due together come out without
+ * sifting. Of two chains with the same key the one that was begun earlier comes first. */
 #ifndef COIL__HEAP_H
 #define COIL__HEAP_H
 
@@ -15,51 +14,40 @@
 
 struct coil__heap_node {
     int64_t key;
-    uint32_t number; /* + 1; 0: not in the heap */
+    uint32_t pos;   /* index + 1; 0: it stands in a chain behind the first, or not at all */
+    uint32_t order; /* of a chain's first: when it was begun; wraps */
+    struct coil__heap_node *next, *prev; /* in its chain; NULL: not in the heap */
 };
 
+/* The key stands beside the pointer so that sifting doesn't touch the nodes it compares with, unless they are
+ * equal. */
 struct coil__heap_entry {
     int64_t key;
-    uint32_t order;  /* of putting in; wraps */
-    uint32_t number; /* of the chain's first */
-};
-
-struct coil__heap_seat {
     struct coil__heap_node *node;
-    uint32_t next, prev; /* in its chain, a ring; `next` of a free one: the next free one */
 };
 
 struct coil__heap {
     struct coil__heap_entry *at;
-    uint32_t *pos; /* of a number: index in `at` + 1; 0: in a chain behind its first */
-    struct coil__heap_seat *seat;
-    uint32_t entries; /* in `at` */
+    struct coil__heap_node
+        *last;        /* first of the chain that the last node went to; NULL: it is no longer there */
+    uint32_t entries; /* in `at`: chains */
     uint32_t count, seats, capacity;
-    uint32_t free, numbers; /* the first free number given before; how many were given at all */
-    uint32_t last;          /* first of the chain that the last node went to, if that is still there, + 1 */
     uint32_t order;
 };
 
 static inline bool coil__heap_has(const struct coil__heap_node *n) {
-    return n->number != 0;
-}
-
-static inline int coil__heap_grow(struct coil__heap *h) {
-    uint32_t grown = h->capacity ? h->capacity * 2 : 64;
-    void *at = realloc(h->at, grown * sizeof *h->at);
-    if (at) h->at = at;
-    void *pos = realloc(h->pos, grown * sizeof *h->pos);
-    if (pos) h->pos = pos;
-    void *seat = realloc(h->seat, grown * sizeof *h->seat);
-    if (seat) h->seat = seat;
-    if (!at || !pos || !seat) return -ENOMEM;
-    h->capacity = grown;
-    return 0;
+    return n->next != NULL;
 }
 
 /* Makes room for one more node, for as long as the seat is kept. 0 or -ENOMEM. */
 static inline int coil__heap_take_seat(struct coil__heap *h) {
-    if (UNLIKELY(h->seats == h->capacity) && coil__heap_grow(h)) return -ENOMEM;
+    if (UNLIKELY(h->seats == h->capacity)) {
+        uint32_t grown = h->capacity ? h->capacity * 2 : 64;
+        struct coil__heap_entry *at = realloc(h->at, grown * sizeof *at);
+        if (!at) return -ENOMEM;
+        h->at = at;
+        h->capacity = grown;
+    }
     h->seats++;
     return 0;
 }
@@ -71,19 +59,17 @@ static inline void coil__heap_give_seat(struct coil__heap *h) {
 
 static inline void coil__heap_free(struct coil__heap *h) {
     free(h->at);
-    free(h->pos);
-    free(h->seat);
     *h = (struct coil__heap){0};
 }
 
 static inline bool coil__heap_before(const struct coil__heap_entry *a, const struct coil__heap_entry *b) {
     if (LIKELY(a->key != b->key)) return a->key < b->key;
-    return (int32_t)(a->order - b->order) < 0;
+    return (int32_t)(a->node->order - b->node->order) < 0;
 }
 
 static inline void coil__heap_set(struct coil__heap *h, uint32_t i, struct coil__heap_entry e) {
     h->at[i] = e;
-    h->pos[e.number] = i + 1;
+    e.node->pos = i + 1;
 }
 
 static inline void coil__heap_up(struct coil__heap *h, uint32_t i, struct coil__heap_entry e) {
@@ -111,33 +97,24 @@ static inline void coil__heap_down(struct coil__heap *h, uint32_t i, struct coil
     coil__heap_set(h, i, e);
 }
 
-static inline uint32_t coil__heap_take_number(struct coil__heap *h) {
-    if (h->free == 0) return h->numbers++;
-    uint32_t number = h->free - 1;
-    h->free = h->seat[number].next;
-    return number;
-}
-
 static inline void coil__heap_put(struct coil__heap *h, struct coil__heap_node *n, int64_t key) {
     CHECK(!coil__heap_has(n));
     CHECK(h->count < h->seats);
     h->count++;
-    uint32_t number = coil__heap_take_number(h);
-    struct coil__heap_seat *seat = &h->seat[number];
-    *n = (struct coil__heap_node){.key = key, .number = number + 1};
-    seat->node = n;
-    if (h->last && h->at[h->pos[h->last - 1] - 1].key == key) {
-        struct coil__heap_seat *head = &h->seat[h->last - 1];
-        seat->next = h->last - 1;
-        seat->prev = head->prev;
-        h->seat[head->prev].next = number;
-        head->prev = number;
-        h->pos[number] = 0;
+    n->key = key;
+    struct coil__heap_node *first = h->last;
+    if (first && first->key == key) {
+        n->pos = 0;
+        n->next = first;
+        n->prev = first->prev;
+        first->prev->next = n;
+        first->prev = n;
         return;
     }
-    seat->next = seat->prev = number;
-    h->last = number + 1;
-    coil__heap_up(h, h->entries++, (struct coil__heap_entry){key, h->order++, number});
+    n->order = h->order++;
+    n->next = n->prev = n;
+    h->last = n;
+    coil__heap_up(h, h->entries++, (struct coil__heap_entry){key, n});
 }
 
 static inline void coil__heap_remove_at(struct coil__heap *h, uint32_t i) {
@@ -152,31 +129,28 @@ static inline void coil__heap_remove_at(struct coil__heap *h, uint32_t i) {
 
 static inline void coil__heap_remove(struct coil__heap *h, struct coil__heap_node *n) {
     CHECK(coil__heap_has(n));
-    uint32_t number = n->number - 1, pos = h->pos[number];
-    struct coil__heap_seat *seat = &h->seat[number];
-    uint32_t next = seat->next;
-    CHECK(seat->node == n);
-    n->number = 0;
+    struct coil__heap_node *next = n->next;
     h->count--;
-    if (next == number) {
-        if (h->last == number + 1) h->last = 0;
-        coil__heap_remove_at(h, pos - 1);
+    if (next == n) {
+        if (h->last == n) h->last = NULL;
+        coil__heap_remove_at(h, n->pos - 1);
     } else {
-        h->seat[seat->prev].next = next;
-        h->seat[next].prev = seat->prev;
-        if (pos) { /* it was the chain's first */
-            h->at[pos - 1].number = next;
-            h->pos[next] = pos;
-            if (h->last == number + 1) h->last = next + 1;
+        n->prev->next = next;
+        next->prev = n->prev;
+        if (n->pos) { /* it was the chain's first */
+            next->pos = n->pos;
+            next->order = n->order;
+            h->at[n->pos - 1].node = next;
+            if (h->last == n) h->last = next;
         }
     }
-    seat->next = h->free;
-    h->free = number + 1;
+    n->next = n->prev = NULL;
+    n->pos = 0;
 }
 
 /* The node with the least key; NULL in an empty heap. */
 static inline struct coil__heap_node *coil__heap_first(const struct coil__heap *h) {
-    return h->entries ? h->seat[h->at[0].number].node : NULL;
+    return h->entries ? h->at[0].node : NULL;
 }
 
 #endif

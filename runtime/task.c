@@ -242,7 +242,14 @@ static inline __attribute__((always_inline)) void switch_away(struct coil__sched
     if (LIKELY(next != from)) switch_to(s, from, &next->ctx);
 }
 
-/* Where a look is due at the end it is taken here: the loop goes by the clock. */
+bool coil__sched_turn_over(struct coil__sched *s) {
+    if (coil__resumes(s) - s->looked_resumes >= s->stride) {
+        coil__clock(s);
+        judge_pace(s);
+    }
+    return s->now_ns >= s->turn_ends_ns;
+}
+
 uint32_t coil__sched_run(struct coil__sched *s, uint32_t resumes) {
     uint64_t before = coil__resumes(s);
     SEEN_ELSEWHERE(s->resumes_ahead, before + resumes);
@@ -250,10 +257,6 @@ uint32_t coil__sched_run(struct coil__sched *s, uint32_t resumes) {
     coil__ctx_switch(&s->loop, &take_ready(s)->ctx);
     bury(s);
     CHECK(s->current == NULL);
-    if (coil__resumes(s) - s->looked_resumes >= s->stride) {
-        coil__clock(s);
-        judge_pace(s);
-    }
     return (uint32_t)(coil__resumes(s) - before);
 }
 

@@ -198,6 +198,8 @@ void coil__sched_free(struct coil__sched *s);
 /* Gives the worker to ready tasks, from its loop, for at most `resumes` of them and until turn_ends_ns; says
  * how many there were. */
 uint32_t coil__sched_run(struct coil__sched *s, uint32_t resumes);
+/* Between two slices of a turn: whether its time is over; looks at the clock where a look is due. */
+bool coil__sched_turn_over(struct coil__sched *s);
 /* A turn begins; its clock has just been read. What waited for it becomes ready. */
 void coil__sched_next_turn(struct coil__sched *s);
 

@@ -112,7 +112,8 @@ static void run_tasks(struct coil__worker *w) {
     uint32_t resumes = 0;
     s->turn_ends_ns = s->now_ns + TURN_NS;
     coil__sched_next_turn(s);
-    while (coil__ring_queue_count(&s->ready) && resumes < RESUMES_MAX && s->now_ns < s->turn_ends_ns) {
+    while (coil__ring_queue_count(&s->ready) && resumes < RESUMES_MAX) {
+        if (resumes && coil__sched_turn_over(s)) break;
         resumes += coil__sched_run(s, RESUMES_PER_FLUSH);
         run_hooks(w);
     }

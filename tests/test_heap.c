@@ -31,17 +31,15 @@ static void expect_sound(const struct coil__heap *h, uint32_t count) {
     uint32_t found = 0;
     cr_assert_eq(h->count, count);
     for (uint32_t i = 0; i < h->entries; i++) {
-        uint32_t head = h->at[i].number, k = head;
-        cr_assert_eq(h->pos[head], i + 1);
+        const struct coil__heap_node *head = h->at[i].node, *n = head;
         if (i) cr_assert(!coil__heap_before(&h->at[i], &h->at[(i - 1) / 4]));
         do {
-            cr_assert_eq(h->seat[k].node->number, k + 1);
-            cr_assert_eq(h->seat[k].node->key, h->at[i].key);
-            cr_assert_eq(h->seat[h->seat[k].next].prev, k);
-            cr_assert_eq(h->pos[k] != 0, k == head);
-            k = h->seat[k].next;
+            cr_assert_eq(n->key, h->at[i].key);
+            cr_assert_eq(n->next->prev, n);
+            cr_assert_eq(n->pos, n == head ? i + 1 : 0);
+            n = n->next;
             found++;
-        } while (k != head);
+        } while (n != head);
     }
     cr_assert_eq(found, count);
     struct coil__heap_node *first = coil__heap_first(h);
