@@ -18,7 +18,7 @@
 #include <elfutils/libdwfl.h>
 #endif
 
-enum { OBJECTS_MAX = 64, CACHE_SIZE = 256, INLINED_MAX = 8, PATH_BYTES = 256 };
+enum { OBJECTS_MAX = 64, CACHE_SIZE = 256, INLINED_MAX = 8, PATH_BYTES = 256, HEAD_BYTES = 4096 };
 
 /* The program or a library. */
 struct object {
@@ -370,8 +370,30 @@ static void set_path(struct object *o, const char *path) {
 
 struct search {
     uintptr_t at, bias;
+    const void *head; /* the beginning of its file, as it was loaded; NULL: not among what was */
+    size_t head_bytes;
     char path[PATH_BYTES];
 };
+
+/* A library may have been replaced since it was loaded; its file would tell wrong names then. The head of a
+ * file has its build-id, and is never written to in memory. */
+static void forget_replaced(struct object *o, const struct search *found) {
+    bool same = found->head && found->head_bytes <= o->image_bytes &&
+                memcmp(found->head, o->image, found->head_bytes) == 0;
+    if (same || !o->image) return;
+    munmap((void *)(uintptr_t)o->image, o->image_bytes);
+    o->image = NULL;
+}
+
+static void find_head(const struct dl_phdr_info *info, struct search *s) {
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *h = &info->dlpi_phdr[i];
+        if (h->p_type != PT_LOAD || h->p_offset != 0) continue;
+        s->head = (const void *)(info->dlpi_addr + h->p_vaddr); /* NOLINT(performance-no-int-to-ptr) */
+        s->head_bytes = MIN(h->p_filesz, (size_t)HEAD_BYTES);
+        return;
+    }
+}
 
 static int look_into(struct dl_phdr_info *info, size_t size, void *arg) {
     (void)size;
@@ -381,6 +403,7 @@ static int look_into(struct dl_phdr_info *info, size_t size, void *arg) {
         if (h->p_type != PT_LOAD || s->at - (info->dlpi_addr + h->p_vaddr) >= h->p_memsz) continue;
         s->bias = info->dlpi_addr;
         snprintf(s->path, sizeof s->path, "%s", info->dlpi_name ? info->dlpi_name : "");
+        find_head(info, s);
         return 1;
     }
     return 0;
@@ -399,6 +422,7 @@ static struct object *object_at(struct coil__symbols *s, uintptr_t at) {
     o->bias = found.bias;
     set_path(o, found.path);
     map_image(o);
+    forget_replaced(o, &found);
     introduce(s, o);
     return o;
 }
