@@ -151,14 +151,14 @@ TaskTest(sync, many_wait_and_all_get_it) {
 static int races_with_a_thread(void *arg) {
     (void)arg;
     for (int k = 0; k < KINDS; k++)
-        check_cancel_from_a_thread(&kinds[k], k * check_rounds(2000), check_rounds(2000));
+        check_cancel_from_a_thread(&kinds[k], k * check_rounds(10000), check_rounds(10000));
     return 0;
 }
 
 Test(sync, a_cancel_from_another_thread_meets_a_hand_over) {
     coil_run_opts o = {.external_wakes = true};
     pthread_t thread;
-    thread_race.rounds = KINDS * check_rounds(2000);
+    thread_race.rounds = KINDS * check_rounds(10000);
     cr_assert_eq(pthread_create(&thread, NULL, cancels_targets, (void *)(uintptr_t)7), 0);
     cr_assert_eq(coil_run_with(&o, races_with_a_thread, NULL), 0);
     pthread_join(thread, NULL);
