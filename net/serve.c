@@ -46,6 +46,7 @@ static int serve_one(void *arg) {
     coil_addr at;
     const coil_addr *peer = peer_of(sv, c.s, &at);
     free(arg);
+    coil_name("connection on descriptor %d", coil_stream_fd(c.s));
     int result = sv->fn(c.s, sv->arg);
     int closed = coil_stream_close(c.s);
     int err = result < 0 ? result : closed;

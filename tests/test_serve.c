@@ -753,3 +753,37 @@ Test(serve, however_clients_and_the_end_meet_nothing_is_left) {
     cr_assert_eq(coil_run(random_servers, &state), 0, "seed %#llx", (unsigned long long)seed);
     cr_assert_eq(check_fd_count(), before, "seed %#llx", (unsigned long long)seed);
 }
+
+/* ---- who it is in reports ---- */
+
+static int dumps_itself(coil_stream *s, void *arg) {
+    struct server *sv = arg;
+    char text[4096] = "", want[64];
+    FILE *out = fmemopen(text, sizeof text, "w");
+    begins(sv);
+    if (out) {
+        coil_dump_tasks(out);
+        fclose(out);
+    }
+    snprintf(want, sizeof want, "connection on descriptor %d: running", coil_stream_fd(s));
+    cr_expect_not_null(strstr(text, want), "%s", text);
+    sv->ended++;
+    return 0;
+}
+
+static int shows_connections(void *arg) {
+    (void)arg;
+    struct server sv = server_of(dumps_itself);
+    start(&sv);
+    int fd = connected(&sv);
+    cr_expect(PEERS_AWAIT(sv.ended == 1));
+    cr_expect(peers_sees_end(fd));
+    peers_reset(fd);
+    cr_expect_eq(stopped(&sv), 0);
+    coil_listener_close(sv.l);
+    return 0;
+}
+
+Test(serve, a_connection_is_known_by_its_descriptor_in_reports) {
+    check_run(shows_connections);
+}

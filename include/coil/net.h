@@ -147,8 +147,9 @@ COIL_API int coil_dial(coil_stream **out, const char *where, const coil_dial_opt
  * Source: connect(2), tcp(7). */
 COIL_API int coil_dial_addr(coil_stream **out, const coil_addr *where, const coil_dial_opts *o);
 
-/* What serves one connection, in a task of its own. The stream is serve's: closed when the handler
- * returns, whatever it returns; a result < 0 goes to on_error. */
+/* What serves one connection, in a task of its own, which reports call "connection on descriptor N" unless it
+ * names itself. The stream is serve's: closed when the handler returns, whatever it returns; a result < 0
+ * goes to on_error. */
 typedef int coil_handler(coil_stream *s, void *arg);
 
 /* Options of serving; zero is the default of each. */
