@@ -292,7 +292,7 @@ static void poll_done(struct coil__op *op, int res, uint32_t flags) {
         settle(s, i, res);
         return;
     }
-    if (s->happened == NOTHING && res >= 0) {
+    if (s->happened == NOTHING && res > 0) {
         s->happened = i;
         s->cases[i].result = res;
     }
