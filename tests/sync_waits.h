@@ -6,6 +6,7 @@
 #include "tasks.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -219,5 +220,53 @@ static inline void check_many(struct waitable *w) {
     cr_expect_eq(many_done, n, "%s", w->name);
     cr_expect(w->is_idle(), "%s", w->name);
 }
+
+/* ---- what holds for all of them ---- */
+
+static inline void for_each_kind(struct waitable *kinds, int count, void (*check)(struct waitable *w)) {
+    for (int k = 0; k < count; k++)
+        check(&kinds[k]);
+}
+
+struct kinds {
+    struct waitable *all;
+    int count;
+};
+
+static inline int races_with_a_thread(void *arg) {
+    const struct kinds *k = arg;
+    for (int i = 0; i < k->count; i++)
+        check_cancel_from_a_thread(&k->all[i], i * check_rounds(10000), check_rounds(10000));
+    return 0;
+}
+
+static inline void check_cancels_from_a_thread(struct kinds kinds) {
+    coil_run_opts o = {.external_wakes = true};
+    pthread_t thread;
+    thread_race.rounds = kinds.count * check_rounds(10000);
+    cr_assert_eq(pthread_create(&thread, NULL, cancels_targets, (void *)(uintptr_t)7), 0);
+    cr_assert_eq(coil_run_with(&o, races_with_a_thread, &kinds), 0);
+    pthread_join(thread, NULL);
+    cr_assert_eq(thread_race.errors, 0);
+}
+
+#define EACH_KIND_(Suite, Name, Kinds, Check)                             \
+    TaskTest(Suite, Name) {                                               \
+        for_each_kind(Kinds, (int)(sizeof Kinds / sizeof *Kinds), Check); \
+        return 0;                                                         \
+    }
+
+/* The tests of a suite whose primitives are in the array Kinds. */
+#define WAITABLE_TESTS(Suite, Kinds)                                                                \
+    EACH_KIND_(Suite, first_come_first_served_without_those_who_were_cancelled, Kinds, check_order) \
+    EACH_KIND_(Suite, one_that_is_out_of_time_has_left_the_line, Kinds, check_limit)                \
+    EACH_KIND_(Suite, a_cancel_meets_a_hand_over_and_one_of_both_is_the_outcome, Kinds,             \
+               check_cancel_against_give)                                                           \
+    EACH_KIND_(Suite, a_limit_meets_a_hand_over_and_one_of_both_is_the_outcome, Kinds,              \
+               check_limit_against_give)                                                            \
+    EACH_KIND_(Suite, many_wait_and_all_get_it, Kinds, check_many)                                  \
+    Test(Suite, a_cancel_from_another_thread_meets_a_hand_over) {                                   \
+        check_cancels_from_a_thread((struct kinds){Kinds, (int)(sizeof Kinds / sizeof *Kinds)});    \
+    }
 
 #endif

@@ -118,52 +118,7 @@ TaskTest(sync, a_cancelled_or_expired_task_is_refused_and_nothing_is_locked) {
     return 0;
 }
 
-TaskTest(sync, first_come_first_served_without_those_who_were_cancelled) {
-    for (int k = 0; k < KINDS; k++)
-        check_order(&kinds[k]);
-    return 0;
-}
-
-TaskTest(sync, one_that_is_out_of_time_has_left_the_line) {
-    for (int k = 0; k < KINDS; k++)
-        check_limit(&kinds[k]);
-    return 0;
-}
-
-TaskTest(sync, a_cancel_meets_a_hand_over_and_one_of_both_is_the_outcome) {
-    for (int k = 0; k < KINDS; k++)
-        check_cancel_against_give(&kinds[k]);
-    return 0;
-}
-
-TaskTest(sync, a_limit_meets_a_hand_over_and_one_of_both_is_the_outcome) {
-    for (int k = 0; k < KINDS; k++)
-        check_limit_against_give(&kinds[k]);
-    return 0;
-}
-
-TaskTest(sync, many_wait_and_all_get_it) {
-    for (int k = 0; k < KINDS; k++)
-        check_many(&kinds[k]);
-    return 0;
-}
-
-static int races_with_a_thread(void *arg) {
-    (void)arg;
-    for (int k = 0; k < KINDS; k++)
-        check_cancel_from_a_thread(&kinds[k], k * check_rounds(10000), check_rounds(10000));
-    return 0;
-}
-
-Test(sync, a_cancel_from_another_thread_meets_a_hand_over) {
-    coil_run_opts o = {.external_wakes = true};
-    pthread_t thread;
-    thread_race.rounds = KINDS * check_rounds(10000);
-    cr_assert_eq(pthread_create(&thread, NULL, cancels_targets, (void *)(uintptr_t)7), 0);
-    cr_assert_eq(coil_run_with(&o, races_with_a_thread, NULL), 0);
-    pthread_join(thread, NULL);
-    cr_assert_eq(thread_race.errors, 0);
-}
+WAITABLE_TESTS(sync, kinds)
 
 static int uses_everything(void *arg) {
     size_t heap = check_heap_bytes();
