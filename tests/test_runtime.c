@@ -521,6 +521,27 @@ Test(runtime, after_exit_limit_it_aborts_with_a_report) {
     }
 }
 
+static void rests(void *value) {
+    coil_sleep(*(coil_dur *)value);
+}
+
+static int leaves_a_value_that_rests(void *arg) {
+    static const coil_key k = {.destroy = rests};
+    return coil_local_set(&k, arg);
+}
+
+static int runs_with_a_value(void *arg) {
+    coil_run_opts o = {.exit_limit = coil_ms(20)};
+    return coil_run_with(&o, leaves_a_value_that_rests, arg);
+}
+
+Test(runtime, exit_limit_counts_while_the_main_tasks_values_are_destroyed) {
+    coil_dur rest = coil_sec(20);
+    cr_assert(check_aborts(runs_with_a_value, &rest, "coil: exit_limit is over, aborting"));
+    rest = coil_us(10);
+    cr_assert_eq(runs_with_a_value(&rest), 0);
+}
+
 static int ends_within_exit_limit(void *arg) {
     coil_run_opts o = {.exit_limit = coil_sec(20)};
     return coil_run_with(&o, leaves_a_stayer, arg);
