@@ -29,6 +29,7 @@
 #endif
 #ifdef COIL__TSAN
 #include <sanitizer/tsan_interface.h>
+#include <signal.h>
 #endif
 #if defined(__has_include)
 #if __has_include(<valgrind/memcheck.h>)
@@ -49,11 +50,11 @@ extern "C" {
 #endif
 
 /* TSan keeps a call stack of its own per context. No function may return between telling TSan of a switch and
- * making it, or the wrong one is popped; so the function that does both is never inlined, and calls nothing
- * in between. */
+ * making it, or the wrong one is popped; so the function that does both is never inlined, and what it calls
+ * in between is balanced. */
 #if defined(COIL__ASAN) || defined(COIL__TSAN)
-#define COIL__SWITCH_FN \
-    static __attribute__((noinline, unused, no_sanitize("address"), no_sanitize("thread")))
+#define COIL__UNSEEN unused, no_sanitize("address"), no_sanitize("thread")
+#define COIL__SWITCH_FN static __attribute__((noinline, COIL__UNSEEN))
 #else
 #define COIL__SWITCH_FN static inline
 #endif
@@ -103,15 +104,50 @@ COIL__SWITCH_FN void coil__asan_arrive(struct coil__ctx *self) {
 
 /* ---- TSan --------------------------------------------------------------------------------------------- */
 #ifdef COIL__TSAN
+/* TSan keeps a signal back that comes outside a blocking call, on a list of the context that runs, and looks
+ * only at that of the context that blocks. So none may be on the list of one that leaves. While it makes and
+ * destroys a context it changes places too, and forgets what came meanwhile. So, around all three: the first
+ * call handles what is there, and lets no more come until the last one. */
+static inline __attribute__((always_inline, COIL__UNSEEN)) void coil__tsan_hold_signals(sigset_t *mask) {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, mask);
+}
+
+static inline __attribute__((always_inline, COIL__UNSEEN)) void coil__tsan_let_signals(const sigset_t *mask) {
+    pthread_sigmask(SIG_SETMASK, mask, NULL);
+}
+
+COIL__SWITCH_FN void coil__tsan_make(struct coil__ctx *c) {
+    sigset_t mask;
+    coil__tsan_hold_signals(&mask);
+    c->fiber = __tsan_create_fiber(0);
+    coil__tsan_let_signals(&mask);
+    c->made = true;
+    c->ran = false;
+}
+
 /* Destroying a fiber that never ran crashes some versions, so it runs for no time at all. */
 COIL__SWITCH_FN void coil__tsan_destroy(struct coil__ctx *c) {
+    sigset_t mask;
     if (!c->made) return;
+    coil__tsan_hold_signals(&mask);
     if (!c->ran) {
         void *self = __tsan_get_current_fiber();
         __tsan_switch_to_fiber(c->fiber, 0);
         __tsan_switch_to_fiber(self, 0);
     }
     __tsan_destroy_fiber(c->fiber);
+    coil__tsan_let_signals(&mask);
+}
+
+/* To be followed by the switch itself. */
+static inline __attribute__((always_inline, COIL__UNSEEN)) void coil__tsan_switch(struct coil__ctx *to) {
+    sigset_t mask;
+    coil__tsan_hold_signals(&mask);
+    to->ran = true;
+    __tsan_switch_to_fiber(to->fiber, 0);
+    coil__tsan_let_signals(&mask);
 }
 
 /* The kernel orders what came before a request before what follows its completion, and TSan can't see it. */
@@ -138,9 +174,7 @@ static inline void coil__ctx_make(struct coil__ctx *c, void *lo, size_t size, si
     c->left = NULL;
 #endif
 #ifdef COIL__TSAN
-    c->fiber = __tsan_create_fiber(0);
-    c->made = true;
-    c->ran = false;
+    coil__tsan_make(c);
 #endif
 }
 
@@ -182,8 +216,7 @@ COIL__SWITCH_FN void coil__ctx_switch(struct coil__ctx *from, struct coil__ctx *
     coil__asan_depart(from, to);
 #endif
 #ifdef COIL__TSAN
-    to->ran = true;
-    __tsan_switch_to_fiber(to->fiber, 0);
+    coil__tsan_switch(to);
 #endif
     coil__ctx_swap(&from->sp, to->sp);
 #ifdef COIL__ASAN
@@ -197,8 +230,7 @@ __attribute__((noreturn)) COIL__SWITCH_FN void coil__ctx_leave(struct coil__ctx 
     coil__asan_depart_for_good(from, to);
 #endif
 #ifdef COIL__TSAN
-    to->ran = true;
-    __tsan_switch_to_fiber(to->fiber, 0);
+    coil__tsan_switch(to);
 #endif
     coil__ctx_swap(&from->sp, to->sp);
     __builtin_trap();

@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static coil_task spawn(coil_fn *fn, void *arg) {
@@ -280,6 +281,67 @@ Test(signal, waiting_tasks_of_all_runs_get_it_and_the_last_run_gives_the_disposi
     sigaction(SIGUSR1, NULL, &now);
     cr_assert(now.sa_handler == own_handler);
     cr_assert_eq(own_calls, 0);
+}
+
+/* ---- one at a time, from another process ---- */
+
+/* Sends the signal, and the next one when it was heard. */
+static void signals_and_listens(pid_t whom, int heard, int count) {
+    char c;
+    for (int i = 0; i < count; i++) {
+        if (kill(whom, SIGUSR1) || read(heard, &c, 1) != 1) break;
+    }
+    _exit(0);
+}
+
+static int yields(void *arg) {
+    (void)arg;
+    return coil_yield();
+}
+
+static int comes_and_goes_with_others(void *arg) {
+    while (!*(bool *)arg)
+        cr_expect_eq(coil_join(spawn(yields, NULL), NULL), 0);
+    return 0;
+}
+
+struct ear {
+    int fd, count;
+};
+
+/* Whichever task runs when it comes, and be it about to leave for good. */
+static int hears_each(void *arg) {
+    struct ear *ear = arg;
+    bool done = false;
+    coil_scope s = coil_within(coil_ms(1));
+    cr_expect_eq(wait_for(SIGUSR1), -ETIME, "from here on it is caught");
+    coil_leave(&s);
+    coil_task t[3];
+    for (int i = 0; i < 3; i++)
+        t[i] = spawn(comes_and_goes_with_others, &done);
+    for (int i = 0; i < ear->count; i++) {
+        if (i == 0) cr_expect_eq(write(ear->fd, "", 1), 1, "the other process begins");
+        cr_expect_eq(wait_for(SIGUSR1), SIGUSR1);
+        cr_expect_eq(write(ear->fd, "", 1), 1);
+    }
+    done = true;
+    for (int i = 0; i < 3; i++)
+        cr_expect_eq(coil_join(t[i], NULL), 0);
+    return 0;
+}
+
+Test(signal, each_of_many_is_heard_while_tasks_come_and_go) {
+    int fd[2];
+    char c;
+    cr_assert_eq(pipe(fd), 0);
+    struct ear ear = {.fd = fd[1], .count = check_rounds(5000)};
+    pid_t parent = getpid(), child = fork();
+    if (child == 0 && read(fd[0], &c, 1) == 1) signals_and_listens(parent, fd[0], ear.count);
+    cr_assert_gt(child, 0);
+    cr_assert_eq(coil_run(hears_each, &ear), 0);
+    cr_assert_eq(waitpid(child, NULL, 0), child);
+    close(fd[0]);
+    close(fd[1]);
 }
 
 /* ---- a storm ---- */
