@@ -765,7 +765,7 @@ static int dumps_itself(coil_stream *s, void *arg) {
         coil_dump_tasks(out);
         fclose(out);
     }
-    snprintf(want, sizeof want, "\n  connection on descriptor %d", coil_stream_fd(s));
+    snprintf(want, sizeof want, "connection on descriptor %d", coil_stream_fd(s));
     const char *line = strstr(text, want);
     cr_expect(line && strstr(line, ": running"), "%s", text);
     sv->ended++;
