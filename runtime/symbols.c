@@ -50,8 +50,8 @@ struct coil__symbols {
 
 /* ---- coil's own ---- */
 
-/* A public function may have been left by a jump to one that only its file knows, so names do not tell all:
- * the names of coil's source files do, between blanks. */
+/* A static function may be called anything, so names do not tell all: the names of coil's source files do,
+ * between blanks. */
 static bool is_coils_file(const char *file) {
     char needle[PATH_BYTES];
     const char *slash = file ? strrchr(file, '/') : NULL;

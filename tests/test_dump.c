@@ -373,7 +373,13 @@ Test(dump, shows_where_tasks_were_spawned_and_their_call_stacks) {
     cr_expect_eq(strncmp(strstr(parent + 1, "\n    task "), "\n    task ", 10), 0);
     /* One that has not begun shows with what it will begin. */
     EXPECT_FRAME(strstr(text, "\n  fresh"), 0, "returns_arg", 0);
-    /* Neither where tasks begin nor how they are parked is of interest. */
+    /* A stack begins with the call in which the task waits ... */
+    EXPECT_FRAME(strstr(text, "\n  reader"), 0, "coil_read", 0);
+    EXPECT_FRAME(strstr(text, "\n  acceptor"), 0, "coil_listener_accept", 0);
+    EXPECT_FRAME(strstr(text, "\n  joiner"), 0, "coil_join", 0);
+    EXPECT_FRAME(sleeper, 0, "coil_sleep", 0);
+    EXPECT_FRAME(strstr(text, "\n  listener"), 0, "coil_signal_wait", 0);
+    /* ... and neither where tasks begin nor how they are parked is of interest. */
     cr_expect(!has("task_begins") && !has("coil__park"), "%s", text);
 }
 

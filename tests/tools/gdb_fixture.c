@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 static volatile int kept;
@@ -29,6 +30,16 @@ static int sleeper(void *arg) {
 static int reader(void *arg) {
     char byte;
     return (int)coil_read(*(int *)arg, &byte, 1, 0);
+}
+
+static int streamer(void *arg) {
+    char byte;
+    coil_stream *s;
+    int err = coil_stream_adopt(&s, *(int *)arg);
+    if (err) return err;
+    err = (int)coil_stream_read(s, &byte, 1);
+    coil_stream_abort(s);
+    return err;
 }
 
 static int joiner(void *arg) {
@@ -62,12 +73,13 @@ static coil_task spawn(const char *name, coil_fn *fn, void *arg) {
 }
 
 static int run(void *arg) {
-    static int ends[2];
+    static int ends[2], sockets[2];
     static coil_task sleeping;
     (void)arg;
-    if (pipe(ends)) return -1;
+    if (pipe(ends) || socketpair(AF_UNIX, SOCK_STREAM, 0, sockets)) return -1;
     sleeping = spawn("sleeps", sleeper, NULL);
     spawn("reads", reader, &ends[0]);
+    spawn("streams", streamer, &sockets[0]);
     spawn("joins", joiner, &sleeping);
     if (coil_mutex_lock(&held)) return -1;
     spawn("locks", locker, NULL);
