@@ -38,7 +38,7 @@ static int checked_dial(coil_stream **out, struct coil__task *t, const coil_addr
                         const coil_dial_opts *o) {
     int err = coil__addr_check(to);
     if (!err && o) err = check_opts(o);
-    if (err) return err;
+    if (err) return coil__failed(t, err);
     return dial(out, t, to, o ? o->from : NULL);
 }
 
@@ -47,7 +47,7 @@ int coil_dial_addr(coil_stream **out, const coil_addr *where, const coil_dial_op
     int err = coil__admit(t);
     if (out) *out = NULL;
     if (err) return err;
-    return out ? checked_dial(out, t, where, o) : -EINVAL;
+    return out ? checked_dial(out, t, where, o) : coil__failed(t, -EINVAL);
 }
 
 int coil_dial(coil_stream **out, const char *where, const coil_dial_opts *o) {
@@ -56,7 +56,7 @@ int coil_dial(coil_stream **out, const char *where, const coil_dial_opts *o) {
     int err = coil__admit(t);
     if (out) *out = NULL;
     if (err) return err;
-    if (!out) return -EINVAL;
+    if (!out) return coil__failed(t, -EINVAL);
     err = coil_addr_parse(&to, where);
-    return err ? err : checked_dial(out, t, &to, o);
+    return err ? coil__failed(t, err) : checked_dial(out, t, &to, o);
 }

@@ -192,7 +192,7 @@ int coil_listener_accept(coil_listener *l, coil_stream **out) {
     int err = coil__admit(t);
     if (out) *out = NULL;
     if (err) return err;
-    if (!l || !out) return -EINVAL;
+    if (!l || !out) return coil__failed(t, -EINVAL);
     coil__listener_enter(l);
     err = next_connection(l, t, out);
     /* A wake-up that this task got and didn't need (a cancel came between) goes on to the next; and a request

@@ -130,7 +130,7 @@ int coil_serve(coil_listener *l, coil_handler *fn, void *arg, const coil_serve_o
     int err = coil__admit(t);
     if (err) return err;
     if (!o) o = &defaults;
-    if (!l || !fn || !RESERVED_ZERO(o)) return -EINVAL;
+    if (!l || !fn || !RESERVED_ZERO(o)) return coil__failed(t, -EINVAL);
     COIL_GROUP(g);
     struct server sv = {.l = l, .fn = fn, .arg = arg, .o = o, .g = &g};
     coil_group_keep_going(&g);

@@ -293,9 +293,9 @@ int coil_stream_detach(coil_stream *s) {
     struct coil__task *t = coil__current("coil_stream_detach");
     int err = coil__admit(t);
     if (err) return err;
-    if (!s) return -EINVAL;
-    if (s->closing) return -EBADF;
-    if (s->held || s->reader.busy || s->writer.busy) return -EBUSY;
+    if (!s) return coil__failed(t, -EINVAL);
+    if (s->closing) return coil__failed(t, -EBADF);
+    if (s->held || s->reader.busy || s->writer.busy) return coil__failed(t, -EBUSY);
     s->reader.busy = s->writer.busy = true;
     err = detach(s, t);
     s->reader.busy = s->writer.busy = false;

@@ -302,9 +302,9 @@ static ssize_t read_some(coil_stream *s, struct coil__task *t, void *buf, size_t
 }
 
 static COLD ssize_t read_slowly(coil_stream *s, struct coil__task *t, void *buf, size_t n) {
-    if (!s || !buf || n == 0) return -EINVAL;
+    if (!s || !buf || n == 0) return coil__failed(t, -EINVAL);
     int err = coil__side_enter(s, &s->reader);
-    if (err) return err;
+    if (err) return coil__failed(t, err);
     struct patience p = patience_of(s, t);
     ssize_t got = read_some(s, t, buf, n, &p);
     coil__side_leave(s, &s->reader);
@@ -378,9 +378,9 @@ int coil_stream_read_exact(coil_stream *s, void *buf, size_t n, size_t *done) {
     if (done) *done = 0;
     int err = coil__admit(t);
     if (err) return err;
-    if (!s || !buf || n == 0) return -EINVAL;
+    if (!s || !buf || n == 0) return coil__failed(t, -EINVAL);
     err = coil__side_enter(s, &s->reader);
-    if (err) return err;
+    if (err) return coil__failed(t, err);
     err = read_all(s, t, buf, n, &count);
     coil__side_leave(s, &s->reader);
     if (done) *done = count;

@@ -365,9 +365,9 @@ static int write_some(coil_stream *s, struct coil__task *t, const void *buf, siz
 }
 
 static COLD int write_slowly(coil_stream *s, struct coil__task *t, const void *buf, size_t n) {
-    if (!s || (!buf && n)) return -EINVAL;
+    if (!s || (!buf && n)) return coil__failed(t, -EINVAL);
     int err = coil__side_enter(s, &s->writer);
-    if (err) return err;
+    if (err) return coil__failed(t, err);
     err = write_some(s, t, buf, n);
     coil__side_leave(s, &s->writer);
     coil__charge(t);
@@ -403,9 +403,9 @@ int coil_stream_flush(coil_stream *s) {
     struct coil__task *t = coil__current("coil_stream_flush");
     int err = coil__admit(t);
     if (err) return err;
-    if (!s) return -EINVAL;
+    if (!s) return coil__failed(t, -EINVAL);
     err = coil__side_enter(s, &s->writer);
-    if (err) return err;
+    if (err) return coil__failed(t, err);
     err = coil__stream_drain(s, t);
     coil__side_leave(s, &s->writer);
     coil__charge(t);
@@ -424,9 +424,9 @@ int coil_stream_finish(coil_stream *s) {
     struct coil__task *t = coil__current("coil_stream_finish");
     int err = coil__admit(t);
     if (err) return err;
-    if (!s || !s->is_socket) return -EINVAL;
+    if (!s || !s->is_socket) return coil__failed(t, -EINVAL);
     err = coil__side_enter(s, &s->writer);
-    if (err) return err;
+    if (err) return coil__failed(t, err);
     err = finish(s, t);
     coil__side_leave(s, &s->writer);
     coil__charge(t);

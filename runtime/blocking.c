@@ -122,7 +122,7 @@ int coil_blocking(coil_fn *fn, void *arg, int *result) {
     struct coil__task *t = coil__current("coil_blocking");
     int err = coil__admit(t);
     if (err) return err;
-    if (!fn) return -EINVAL;
+    if (!fn) return coil__failed(t, -EINVAL);
     struct borrowed c = {.b = {.fd = -1, .fn = fn}, .arg = arg};
     c.b.job.run = run_borrowed;
     c.b.job.lane = COIL__LANE_USER;
@@ -195,11 +195,12 @@ int coil_blocking_owned(coil_fn *fn, void *arg, void (*drop)(void *arg), int *re
     struct coil__task *t = coil__current("coil_blocking_owned");
     struct owned *o = NULL;
     int err = coil__admit(t);
+    bool refused = err;
     if (!err && !fn) err = -EINVAL;
     if (!err && !(o = malloc(sizeof *o))) err = -ENOMEM;
     if (err) {
         if (drop) drop(arg);
-        return err;
+        return refused ? err : coil__failed(t, err);
     }
     *o = (struct owned){.b = {.fd = -1, .fn = fn}, .arg = arg, .drop = drop};
     o->b.job.run = run_owned;

@@ -2,7 +2,7 @@
  *
  * What prints runs on a stack of its own, because libdw and stdio need more of it than a task may have; the
  * worker's current task is switched away from meanwhile, like a parked one, and no call of coil is possible.
- * Where no such stack is to be had, it runs on the caller's, and prints addresses alone.
+ * Where no such stack is to be had, it runs on the caller's, if there is room, and prints addresses alone.
  *
  * The tree of tasks is written into the tasks' records, so that neither their number nor the tree's depth
  * asks for memory: report_first is the first child, report_next the next sibling. */
@@ -19,7 +19,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { FRAMES_MAX = 64, INDENT_MAX = 20, REPORTED_TREE_MAX = 100 };
+enum { FRAMES_MAX = 64, INDENT_MAX = 20, REPORTED_TREE_MAX = 100, PRINT_STACK = 24 << 10 };
 
 #define NO_TASK UINT32_MAX
 
@@ -352,11 +352,22 @@ static void print_away(void *arg) {
     coil__ctx_leave(&d->ctx, d->back);
 }
 
+/* The caller's stack; a thread's own is large. Most of it is what stdio keeps there for a stream without a
+ * buffer. */
+static bool caller_has_room(const struct dump *d) {
+    const char *here = __builtin_frame_address(0);
+    return !d->current || here - d->current->stack->lo >= PRINT_STACK;
+}
+
 static void print_somewhere(struct dump *d) {
     struct coil__stack *stack;
     struct coil__sched *s = &d->w->s;
     if (coil__stack_get(&s->stacks, COIL__SYMBOLS_STACK, &stack) != 0) {
-        print_in_pieces(d);
+        if (caller_has_room(d)) {
+            print_in_pieces(d);
+        } else {
+            fputs("coil: no memory for a dump\n", d->out);
+        }
         return;
     }
     d->away = true;

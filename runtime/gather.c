@@ -24,7 +24,7 @@ int coil_gather(coil_job *jobs, size_t n) {
     int err = start(&g, jobs, n, __builtin_return_address(0));
     struct coil__outcome out = coil__group_finish(&g, t, "gather");
     if (err) return err;
-    return out.failure ? out.failure : out.own;
+    return !out.failure && out.met ? coil__stop_error(t) : out.failure;
 }
 
 int coil_gather_all(coil_job *jobs, size_t n) {
@@ -34,12 +34,12 @@ int coil_gather_all(coil_job *jobs, size_t n) {
     coil_group_keep_going(&g);
     int err = start(&g, jobs, n, __builtin_return_address(0));
     struct coil__outcome out = coil__group_finish(&g, t, "gather");
-    return err ? err : out.own;
+    return !err && out.met ? coil__stop_error(t) : err;
 }
 
 int coil_race(coil_job *jobs, size_t n) {
     struct coil__task *t = coil__current("coil_race");
-    if (n == 0 || n > INT_MAX) return -EINVAL;
+    if (n == 0 || n > INT_MAX) return coil__failed(t, -EINVAL);
     coil_group g = {0};
     coil__group_drop_results(&g);
     coil__group_first_wins(&g);
@@ -47,7 +47,7 @@ int coil_race(coil_job *jobs, size_t n) {
     struct coil__outcome out = coil__group_finish(&g, t, "race");
     if (out.winner) return (int)(CONTAINER_OF(out.winner, coil_job, result) - jobs);
     if (err) return err;
-    if (out.own) return out.own;
+    if (out.met) return coil__stop_error(t);
     /* Each of them may have been cancelled alone, which is no failure to the group. */
     return out.failure ? out.failure : jobs[0].result;
 }

@@ -255,37 +255,44 @@ static void walk_off(struct coil__wait *w) {
     coil__ready(w, 0);
 }
 
-/* Waits for all children; the owner's own error where a cancel or a deadline met it meanwhile, else 0. */
-static int wait_for_children(struct coil__group *g, struct coil__task *t, const char *what) {
+/* Waits for all children. Whether a cancel or a deadline of the owner's has met it: what it makes of that is
+ * its own affair, and only a call that ends with -ETIME tells the scope so. */
+static bool wait_for_children(struct coil__group *g, struct coil__task *t, const char *what) {
     struct group_wait w = wait_on(g, what, pass_on);
     g->flags |= DROP_RESULTS;
     drop_results(g);
-    if (g->live == 0) return 0;
+    if (g->live == 0) return false;
     g->waiter = &w.wait;
     if (t->stop || t->sched->now_ns >= t->limit_ns) {
         cancel_children(g);
         coil__park_always(t, &w.wait);
-        return coil__stop_error(t);
+        return true;
     }
     coil__park_until(t, &w.wait, t->limit_ns);
-    return w.wait.interrupted ? coil__stop_error(t) : 0;
+    return w.wait.interrupted;
 }
 
 int coil_group_wait(coil_group *group) {
     struct coil__task *t = coil__current("coil_group_wait");
     struct coil__group *g = for_owner(group, t, "coil_group_wait");
-    if (!g->check) return 0;
-    int own = wait_for_children(g, t, "group");
+    if (!g->check) {
+        coil__charge(t);
+        return 0;
+    }
+    bool met = wait_for_children(g, t, "group");
     int result = g->result;
     close_group(g, "coil_group_wait");
-    return result ? result : own;
+    return !result && met ? coil__stop_error(t) : result;
 }
 
 struct coil__outcome coil__group_finish(coil_group *group, struct coil__task *t, const char *what) {
     struct coil__group *g = inner(group);
     struct coil__outcome out = {0};
-    if (!g->check) return out;
-    out.own = wait_for_children(g, t, what);
+    if (!g->check) {
+        coil__charge(t);
+        return out;
+    }
+    out.met = wait_for_children(g, t, what);
     out.failure = g->result;
     out.winner = g->winner;
     close_group(g, "coil_gather");

@@ -19,7 +19,7 @@ void coil__group_first_wins(coil_group *g);
 /* How a group came out. */
 struct coil__outcome {
     int failure; /* the first child's that failed; 0: none did */
-    int own;     /* the waiter's own cancel or limit; else 0 */
+    bool met;    /* a cancel or limit of the waiter's own has met it */
     int *winner; /* result_to of the first child that succeeded; only where the first one wins */
 };
 

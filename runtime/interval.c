@@ -14,7 +14,7 @@ int coil_interval_tick(coil_interval *i) {
     int err = coil__admit(t);
     if (err) return err;
     bool known = i->late == COIL_LATE_SKIP || i->late == COIL_LATE_BURST || i->late == COIL_LATE_DELAY;
-    if (i->period.ns <= 0 || !known) return -EINVAL;
+    if (i->period.ns <= 0 || !known) return coil__failed(t, -EINVAL);
     int64_t due = i->next.ns > 0 ? i->next.ns : coil__clock(t->sched);
     err = coil_sleep_until((coil_time){due});
     if (err) return err;

@@ -78,10 +78,11 @@ static ssize_t message_by_call(const struct coil__span *span, struct msghdr *m, 
  * call takes them, and says EINVAL again where something else was meant. Which error tells of too many pieces
  * differs between kernels. */
 static ssize_t on_message(const char *call, uint8_t opcode, int fd, struct msghdr *m, int flags) {
-    if (!m) return -EINVAL;
-    if (m->msg_iovlen > IOV_MAX) return -EMSGSIZE;
+    struct coil__task *t = coil__current(call);
+    if (!m) return coil__failed(t, -EINVAL);
+    if (m->msg_iovlen > IOV_MAX) return coil__failed(t, -EMSGSIZE);
     struct coil__span span;
-    coil__span_begin(coil__worker_of(coil__current(call)->sched), &span, fd);
+    coil__span_begin(coil__worker_of(t->sched), &span, fd);
     ssize_t n = on_socket(call, opcode, fd, m, 1, flags);
     if (n == -EINVAL && m->msg_controllen && !span.closed)
         n = message_by_call(&span, m, flags, opcode == IORING_OP_SENDMSG);
@@ -147,7 +148,7 @@ static ssize_t on_file(const char *call, uint8_t opcode, int fd, const void *p, 
     const char *what = call + strlen("coil_");
     int err = coil__admit(t);
     if (err) return err;
-    if (offset < -1) return -EINVAL;
+    if (offset < -1) return coil__failed(t, -EINVAL);
     if (for_pool(t, fd)) {
         struct file_call c = {.p = (void *)(uintptr_t)p, .n = length(n), .offset = offset};
         prep_file_call(&c, t, opcode, fd);
@@ -203,7 +204,7 @@ int coil_poll(int fd, short events) {
     struct coil__task *t = coil__current("coil_poll");
     int err = coil__admit(t);
     if (err) return err;
-    if (!events) return -EINVAL;
+    if (!events) return coil__failed(t, -EINVAL);
     struct coil__span span;
     int res;
     coil__span_begin(coil__worker_of(t->sched), &span, fd);

@@ -63,10 +63,7 @@ static void on_signal(int sig) {
 }
 
 /* Gives each waiting task one of the pending signals that it wants; what nobody waits for is kept. */
-static void deliver(struct coil__letter *l) {
-    struct desk *d = CONTAINER_OF(l, struct desk, letter);
-    atomic_store(&d->posted, false);
-    if (atomic_exchange(&d->seen, false)) d->watcher(atomic_load(&d->worker));
+static void serve(struct desk *d) {
     uint64_t pending = atomic_load(&d->pending), taken = 0;
     for (struct coil__node *n = d->waiters.head.next, *next; n != &d->waiters.head; n = next) {
         next = n->next;
@@ -79,6 +76,13 @@ static void deliver(struct coil__letter *l) {
         coil__ready(&w->wait, sig);
     }
     atomic_fetch_and(&d->pending, ~taken);
+}
+
+static void deliver(struct coil__letter *l) {
+    struct desk *d = CONTAINER_OF(l, struct desk, letter);
+    atomic_store(&d->posted, false);
+    if (atomic_exchange(&d->seen, false)) d->watcher(atomic_load(&d->worker));
+    serve(d);
 }
 
 /* ---- desks ---- */
@@ -160,7 +164,7 @@ void coil__signals_leave(struct coil__worker *w) {
 /* ---- the calls ---- */
 
 bool coil__signal_possible(int sig) {
-    static const int never[] = {SIGKILL, SIGSTOP, SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+    static const int never[] = {SIGKILL, SIGSTOP, SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGURG};
     for (size_t i = 0; i < ARRAY_SIZE(never); i++) {
         if (sig == never[i]) return false;
     }
@@ -190,11 +194,13 @@ int coil_signal_wait(const int *signals, size_t n) {
     struct coil__task *t = coil__current("coil_signal_wait");
     struct signal_wait w = {.wait = {.abort = coil__wait_leave, .what = "signal", .fd = -1, .outside = true}};
     int err = coil__admit(t);
-    if (!err) err = signal_set(signals, n, &w.wanted);
     if (err) return err;
+    err = signal_set(signals, n, &w.wanted);
+    if (err) return coil__failed(t, err);
     struct desk *d = take_desk(coil__worker_of(t->sched));
-    if (!d) return -ENOMEM;
+    if (!d) return coil__failed(t, -ENOMEM);
     want(d, w.wanted, &d->wanted);
+    serve(d); /* what has come in this turn is theirs who waited before this task */
     uint64_t kept = atomic_load(&d->pending) & w.wanted;
     if (kept) {
         int sig = __builtin_ctzll(kept) + 1;

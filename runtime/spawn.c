@@ -48,9 +48,9 @@ int coil_join(coil_task h, int *result) {
     int err = coil__admit(t);
     if (err) return err;
     struct coil__task *target = coil__task_find(t->sched, h);
-    if (!target) return -ESRCH;
-    if (target == t) return -EDEADLK;
-    if (target->detached) return -EINVAL;
+    if (!target) return coil__failed(t, -ESRCH);
+    if (target == t) return coil__failed(t, -EDEADLK);
+    if (target->detached) return coil__failed(t, -EINVAL);
     if (target->state != COIL__ENDED) return join(t, target, result);
     if (result) *result = target->result;
     coil__task_free(target);
@@ -77,6 +77,6 @@ void coil_name(const char *fmt, ...) {
     struct coil__task *t = coil__current("coil_name");
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(t->name, sizeof t->name, fmt, ap);
+    coil__task_tidy_name(t, vsnprintf(t->name, sizeof t->name, fmt, ap));
     va_end(ap);
 }

@@ -367,9 +367,14 @@ static void add_number(struct line *l, uint64_t n, unsigned base) {
 
 static void report_overflow(const struct coil__stack *s) {
     struct line l = {.len = 0};
-    add_text(&l, "coil: stack overflow in task '");
-    add_text(&l, s->label && s->label->name ? s->label->name : "?");
-    add_text(&l, "'");
+    const char *name = s->label && s->label->name ? s->label->name : "?";
+    add_text(&l, name[0] ? "coil: stack overflow in task '" : "coil: stack overflow in task ");
+    add_text(&l, name);
+    if (name[0]) {
+        add_text(&l, "'");
+    } else {
+        add_number(&l, s->label->number, 10);
+    }
     if (s->label && s->label->fn) {
         add_text(&l, " (spawned with 0x");
         add_number(&l, (uintptr_t)s->label->fn, 16);
@@ -471,6 +476,25 @@ static void handlers_restore(void) {
     }
 }
 
+static void before_fork(void) {
+    pthread_mutex_lock(&handler_lock);
+}
+
+static void after_fork(void) {
+    pthread_mutex_unlock(&handler_lock);
+}
+
+static void watch_forks(void) {
+    pthread_atfork(before_fork, after_fork, after_fork);
+}
+
+/* Held across a fork, so that no other thread leaves it locked to the child. */
+static void lock_handlers(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, watch_forks);
+    pthread_mutex_lock(&handler_lock);
+}
+
 int coil__stack_thread_begin(struct coil__stack_pool *p) {
     /* What the kernel saves there grows with the processor's registers; a kernel that doesn't tell has small
      * ones. */
@@ -487,7 +511,7 @@ int coil__stack_thread_begin(struct coil__stack_pool *p) {
     p->signal_stack = m;
     p->signal_stack_size = size;
     thread_pool = p;
-    pthread_mutex_lock(&handler_lock);
+    lock_handlers();
     if (handler_users++ == 0) handlers_install();
     pthread_mutex_unlock(&handler_lock);
     return 0;
@@ -495,7 +519,7 @@ int coil__stack_thread_begin(struct coil__stack_pool *p) {
 
 void coil__stack_thread_end(struct coil__stack_pool *p) {
     CHECK(thread_pool == p);
-    pthread_mutex_lock(&handler_lock);
+    lock_handlers();
     if (--handler_users == 0) handlers_restore();
     pthread_mutex_unlock(&handler_lock);
     thread_pool = NULL;

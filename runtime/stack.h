@@ -20,8 +20,9 @@
 
 /* What the overflow report says of a stack's user. */
 struct coil__stack_label {
-    const char *name;
+    const char *name; /* "": it has none, and the number is told instead */
     void (*fn)(void);
+    uint32_t number;
 };
 
 struct coil__slab;

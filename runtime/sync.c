@@ -55,7 +55,7 @@ COLD static int wait_for_mutex(struct mutex *m, struct coil__task *t, const char
         .wait = {.abort = coil__line_abort, .what = "mutex", .fd = -1, .on = m, .blocker = mutex_owner},
         .line = &m->line};
     if (take_from_the_past(m, t, call)) return 0;
-    if (coil__owns(&m->owner, t)) return -EDEADLK;
+    if (coil__owns(&m->owner, t)) return coil__failed(t, -EDEADLK);
     if (!always) return coil__line_park(t, &w);
     coil__line_push(w.line, &w.wait.entry);
     coil__park_always(t, &w.wait);
@@ -222,7 +222,7 @@ static int wait_in_line(struct rwlock *l, struct coil__task *t, const char *what
     struct coil__line_wait w = {
         .wait = {.abort = rwlock_abort, .what = what, .fd = -1, .on = l, .blocker = rwlock_writer},
         .line = &l->line};
-    if (coil__owns(&l->holder, t) || only_reader(l, t)) return -EDEADLK;
+    if (coil__owns(&l->holder, t) || only_reader(l, t)) return coil__failed(t, -EDEADLK);
     w.wait.entry.item = to_write ? l : NULL;
     return coil__line_park(t, &w);
 }

@@ -267,7 +267,7 @@ int coil_once_do(coil_once *once, coil_fn *fn, void *arg) {
         coil__sync_foreign(coil__owner_worker(&o->runner), "coil_once_do");
         o->runner.gen = 0;
     }
-    if (coil__owns(&o->runner, t)) return -EDEADLK;
+    if (coil__owns(&o->runner, t)) return coil__failed(t, -EDEADLK);
     if (o->runner.gen) {
         turn = wait_once(o, t);
         return turn == RUN_YOURS ? run_once(o, fn, arg) : turn;

@@ -47,6 +47,23 @@ const char *coil__task_name(const struct coil__task *t, char buf[32]) {
     return buf;
 }
 
+/* One that was cut in the midst of a character of UTF-8 loses the beginning of that too. */
+static void cut_at_character(char *name, size_t n) {
+    size_t at = n, missing = 0;
+    while (at > 0 && n - at < 3 && (name[at - 1] & 0xc0) == 0x80)
+        at--;
+    unsigned char lead = at > 0 ? (unsigned char)name[at - 1] : 0;
+    if (lead >= 0xc0) missing = lead >= 0xf0 ? 3 : lead >= 0xe0 ? 2 : 1;
+    if (n - at < missing) name[at - 1] = '\0';
+}
+
+void coil__task_tidy_name(struct coil__task *t, int length) {
+    if (length >= (int)sizeof t->name) cut_at_character(t->name, sizeof t->name - 1);
+    for (char *c = t->name; *c; c++) {
+        if ((unsigned char)*c < ' ' || *c == 0x7f) *c = '?';
+    }
+}
+
 /* A record for one more slot. Chunks double, so that few of them hold any number of tasks and no record ever
  * moves. */
 static struct coil__task *grow(struct coil__sched *s) {
@@ -405,7 +422,7 @@ static void start(struct coil__sched *s, struct coil__task *t, struct coil__stac
     t->stack = stack;
     t->unguarded = !stack->guarded;
     stack->label = &t->label;
-    t->label = (struct coil__stack_label){.name = t->name, .fn = (void (*)(void))t->fn};
+    t->label = (struct coil__stack_label){.name = t->name, .fn = (void (*)(void))t->fn, .number = t->slot};
     t->state = COIL__READY;
     /* Frames that all begin at the same offset would share a few cache sets: shift them by slot. */
     coil__ctx_make(&t->ctx, stack->lo, stack->size, 64 * (t->slot % 16), task_begins, t);
@@ -427,7 +444,7 @@ static void reset(struct coil__task *t, const coil_spawn_opts *o, coil_fn *fn, v
     t->depth = t->limit_owner = t->inherit_fired = t->shield_owner = 0;
     t->name[0] = 0;
     coil__list_init(&t->joiners);
-    if (o && o->name) snprintf(t->name, sizeof t->name, "%s", o->name);
+    if (o && o->name) coil__task_tidy_name(t, snprintf(t->name, sizeof t->name, "%s", o->name));
 }
 
 int coil__task_new(struct coil__sched *s, const coil_spawn_opts *o, coil_fn *fn, void *arg, const void *site,

@@ -225,6 +225,8 @@ coil_task coil__task_handle(const struct coil__task *t);
 struct coil__task *coil__task_at(struct coil__sched *s, uint32_t slot);
 /* The live or unjoined task of this worker that a handle means; NULL: stale, or another worker's. */
 struct coil__task *coil__task_find(struct coil__sched *s, coil_task h);
+/* After a name was printed into t->name, `length` bytes of it if there was room: makes it fit for reports. */
+void coil__task_tidy_name(struct coil__task *t, int length);
 /* Its name, or "task N" in buf. */
 const char *coil__task_name(const struct coil__task *t, char buf[32]);
 
@@ -293,6 +295,13 @@ static inline void coil__charge_bytes(struct coil__task *t, size_t bytes) {
 
 static inline void coil__charge(struct coil__task *t) {
     coil__charge_bytes(t, 0);
+}
+
+/* How a [parks] call fails without having parked: one that is tried again and again must not hold the worker.
+ */
+static inline int coil__failed(struct coil__task *t, int err) {
+    coil__charge(t);
+    return err;
 }
 
 static inline int64_t coil__clock(struct coil__sched *s) {

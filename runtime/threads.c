@@ -81,10 +81,12 @@ void coil__threads_limits(unsigned threads_max, unsigned queue_max, int64_t idle
 
 /* ---- a thread ---- */
 
-/* How many more threads a lane may have now: one stays free for each of the other lanes. */
+/* How many more threads a lane may have now: one stays free for each other lane that has none. */
 static unsigned lane_room(const struct lane *l) {
-    unsigned max = pool.threads_max - (COIL__LANE_COUNT - 1);
-    return max - MIN(l->running, max);
+    unsigned spoken_for = 0;
+    for (const struct lane *o = pool.lanes; o < pool.lanes + COIL__LANE_COUNT; o++)
+        spoken_for += o == l ? o->running : MAX(o->running, 1u);
+    return pool.threads_max - MIN(spoken_for, pool.threads_max);
 }
 
 static struct lane *next_lane(void) {

@@ -31,21 +31,36 @@ static uint32_t last_number;
 static void in_forked_child(void) {
     coil__forked = workers != NULL;
     coil__here = NULL;
+    pthread_mutex_unlock(&workers_lock);
+}
+
+static void before_fork(void) {
+    pthread_mutex_lock(&workers_lock);
+}
+
+static void in_forking_parent(void) {
+    pthread_mutex_unlock(&workers_lock);
 }
 
 static void watch_forks(void) {
-    pthread_atfork(NULL, NULL, in_forked_child);
+    pthread_atfork(before_fork, in_forking_parent, in_forked_child);
+}
+
+/* Held across a fork: no other thread of the parent's leaves it locked, and the list in two halves, to a
+ * child that may go on to make runs of its own. */
+static void lock_workers(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, watch_forks);
+    pthread_mutex_lock(&workers_lock);
 }
 
 void coil__worker_join(struct coil__worker *w) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, watch_forks);
     coil__list_init(&w->dirty);
     coil__list_init(&w->objects);
     coil__list_init(&w->jobs);
     coil__list_init(&w->spans);
     w->spin_rest = w->spin_skip = SPIN_REST_MIN;
-    pthread_mutex_lock(&workers_lock);
+    lock_workers();
     w->s.worker = ++last_number;
     w->next = workers;
     workers = w;
@@ -54,7 +69,7 @@ void coil__worker_join(struct coil__worker *w) {
 }
 
 void coil__worker_leave(struct coil__worker *w) {
-    pthread_mutex_lock(&workers_lock);
+    lock_workers();
     struct coil__worker **at = &workers;
     while (*at != w)
         at = &(*at)->next;
@@ -63,7 +78,7 @@ void coil__worker_leave(struct coil__worker *w) {
 }
 
 bool coil__worker_with(uint32_t number, void (*fn)(struct coil__worker *w, void *arg), void *arg) {
-    pthread_mutex_lock(&workers_lock);
+    lock_workers();
     struct coil__worker *w = workers;
     while (w && w->s.worker != number)
         w = w->next;

@@ -383,6 +383,31 @@ Test(dump, shows_where_tasks_were_spawned_and_their_call_stacks) {
     cr_expect(!has("task_begins") && !has("coil__park"), "%s", text);
 }
 
+static int odd_names(void *arg) {
+    (void)arg;
+    coil_task t[3] = {
+        spawn_named("two\nlines\x1b[1m\x7f", sleeps_for_ever, NULL),
+        spawn_named("\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9"
+                    "\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9",
+                    sleeps_for_ever, NULL),
+        spawn_named("exactly thirty-one bytes \xc3\xa9\xc3\xa9\xc3\xa9", sleeps_for_ever, NULL)};
+    coil_name("%s", "a name that is longer than thirty-one bytes");
+    settle();
+    dump(coil_dump_tasks);
+    for (int i = 0; i < 3; i++)
+        end(t[i]);
+    return 0;
+}
+
+Test(dump, names_keep_to_their_line_and_are_cut_between_characters) {
+    cr_assert_eq(coil_run(odd_names, NULL), 0);
+    EXPECT_HAS("\n  two?lines?[1m? (sleeps_for_ever)");
+    EXPECT_HAS("\n  \xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9"
+               "\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9 (");
+    EXPECT_HAS("\n  exactly thirty-one bytes \xc3\xa9\xc3\xa9\xc3\xa9 (");
+    EXPECT_HAS("\na name that is longer than thir: running");
+}
+
 static void stack_of(const char *line, size_t *used, size_t *size, size_t *most) {
     const char *at = strstr(line, ", stack ");
     *used = *size = *most = 0;
@@ -580,6 +605,41 @@ Test(dump, without_memory_for_a_stack_there_are_addresses) {
     int status;
     if (CHECK_SANITIZED || coil__on_valgrind()) cr_skip("the sanitizer needs memory itself");
     cr_assert(check_in_child(run_without_memory, NULL, &status, err, sizeof err));
+    cr_expect_eq(status, 0, "%#x: %s", (unsigned)status, err);
+}
+
+static __attribute__((noinline)) void dumps_deep(char *lo, FILE *f) {
+    char pad[1024];
+    memset(pad, 1, sizeof pad);
+    __asm__ volatile("" ::"r"(pad) : "memory");
+    if (pad - lo > (16 << 10)) {
+        dumps_deep(lo, f);
+    } else {
+        coil_dump_tasks(f);
+    }
+    __asm__ volatile("" ::"r"(pad) : "memory");
+}
+
+static int dumps_without_memory_or_room(void *arg) {
+    static char buf[1 << 12];
+    FILE *f = fmemopen(buf, sizeof buf, "w");
+    struct rlimit none = {.rlim_cur = 1 << 20, .rlim_max = 1 << 20};
+    if (setrlimit(RLIMIT_AS, &none) < 0) return 101;
+    dumps_deep(coil__here->current->stack->lo, f);
+    fclose(f);
+    (void)arg;
+    return strcmp(buf, "coil: no memory for a dump\n") == 0 ? 0 : 104;
+}
+
+static int run_without_memory_or_room(void *arg) {
+    return coil_run(dumps_without_memory_or_room, arg);
+}
+
+Test(dump, without_memory_and_room_one_line_says_so) {
+    char err[256];
+    int status;
+    if (CHECK_SANITIZED || coil__on_valgrind()) cr_skip("the sanitizer needs memory itself");
+    cr_assert(check_in_child(run_without_memory_or_room, NULL, &status, err, sizeof err));
     cr_expect_eq(status, 0, "%#x: %s", (unsigned)status, err);
 }
 
@@ -790,7 +850,7 @@ Test(dump, a_signal_that_was_dumped_for_is_not_kept_for_tasks_that_never_asked) 
 }
 
 Test(dump, signals_that_cannot_be_caught_are_out_of_range) {
-    static const int bad[] = {-1, SIGKILL, SIGSTOP, SIGSEGV, 65, 32};
+    static const int bad[] = {-1, SIGKILL, SIGSTOP, SIGSEGV, SIGURG, 65, 32};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         coil_run_opts o = {.dump_signal = bad[i], .quiet = true};
         cr_expect_eq(coil_run_with(&o, returns_arg, NULL), COIL_ESTART_OPTION, "%d", bad[i]);

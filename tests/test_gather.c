@@ -322,6 +322,32 @@ Test(gather, a_race_is_won_by_the_first_to_succeed_and_the_losers_have_ended) {
     cr_assert_eq(coil_run(races_simply, NULL), 0);
 }
 
+/* A scope has struck only where its call says so. */
+static int wins_late(void *arg) {
+    coil_job jobs[] = {{fails_when_cancelled, value(7), UNSET}, {fails_when_cancelled, value(8), UNSET}};
+    (void)arg;
+    coil_scope s = coil_within(coil_ms(2));
+    cr_expect_eq(coil_race(jobs, 2), 0);
+    cr_expect_not(coil_leave(&s), "it has a winner");
+    coil_job failing[] = {{fails_when_cancelled, value(-EDOM), UNSET}};
+    s = coil_within(coil_ms(2));
+    cr_expect_eq(coil_gather(failing, 1), -EDOM);
+    cr_expect_not(coil_leave(&s), "a failure is what it returned");
+    s = coil_within(coil_ms(2));
+    cr_expect_eq(coil_gather_all(failing, 1), -ETIME);
+    cr_expect(coil_leave(&s));
+    COIL_GROUP(g);
+    s = coil_within(coil_ms(2));
+    cr_expect_eq(coil_group_spawn(&g, fails_when_cancelled, value(-EDOM)), 0);
+    cr_expect_eq(coil_group_wait(&g), -EDOM);
+    cr_expect_not(coil_leave(&s));
+    return 0;
+}
+
+Test(gather, a_limit_that_only_hurried_the_jobs_is_not_told_as_one_that_ended_the_call) {
+    cr_assert_eq(coil_run(wins_late, NULL), 0);
+}
+
 static int cancels_itself(void *arg) {
     (void)arg;
     coil_cancel(coil_self());

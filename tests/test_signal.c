@@ -112,6 +112,24 @@ Test(signal, what_nobody_asked_for_stays_kept) {
     cr_assert_eq(coil_run(keeps_two_numbers, NULL), 0);
 }
 
+static int asks_late(void *arg) {
+    int got = 0;
+    (void)arg;
+    coil_task t = spawn(waits_for_usr1, NULL);
+    coil_yield();
+    send_signal(SIGUSR1);
+    coil_scope s = coil_within(coil_ms(1));
+    cr_expect_eq(wait_for(SIGUSR1), -ETIME, "it waits for another one");
+    coil_leave(&s);
+    cr_expect_eq(coil_join(t, &got), 0);
+    cr_expect_eq(got, SIGUSR1);
+    return 0;
+}
+
+Test(signal, who_waited_when_it_came_gets_it_before_who_asks_in_the_same_turn) {
+    cr_assert_eq(coil_run(asks_late, NULL), 0);
+}
+
 static int cancelled_wait(void *arg) {
     int got = 0;
     (void)arg;
@@ -130,8 +148,8 @@ Test(signal, a_wait_obeys_cancel) {
 }
 
 static int waits_badly(void *arg) {
-    static const int bad[] = {0,       -1,     65,     1000,   INT32_MIN, SIGKILL, SIGSTOP,
-                              SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP,   32,      33};
+    static const int bad[] = {0,      -1,     65,     1000,    INT32_MIN, SIGKILL, SIGSTOP, SIGSEGV,
+                              SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGURG,    32,      33};
     (void)arg;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         int set[] = {SIGUSR1, bad[i]};

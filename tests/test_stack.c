@@ -446,7 +446,7 @@ Test(stack, finds_by_its_canary_that_an_unguarded_stack_has_overflowed) {
 static void spawned(void) {
 }
 
-static struct coil__stack_label label = {"deep", spawned};
+static struct coil__stack_label label = {"deep", spawned, 0};
 
 static void expected_report(char *text, size_t n, const struct coil__stack_label *l, size_t size) {
     char fn[64] = "";
@@ -469,12 +469,14 @@ Test(stack, stops_with_the_report_when_the_canary_is_gone) {
     cr_assert(check_aborts(overflow_found_by_canary, &label, text));
     expected_report(text, sizeof(text), NULL, (64 << 10) * COIL__STACK_SCALE);
     cr_assert(check_aborts(overflow_found_by_canary, NULL, text));
-    struct coil__stack_label bare = {NULL, NULL};
+    struct coil__stack_label bare = {NULL, NULL, 0};
     cr_assert(check_aborts(overflow_found_by_canary, &bare, text));
     char *name = malloc(5000);
     memset(name, 'x', 4999);
     name[4999] = '\0';
-    struct coil__stack_label lengthy = {name, spawned};
+    struct coil__stack_label nameless = {"", NULL, 12};
+    cr_assert(check_aborts(overflow_found_by_canary, &nameless, "overflow in task 12, stack of "));
+    struct coil__stack_label lengthy = {name, spawned, 0};
     cr_assert(check_aborts(overflow_found_by_canary, &lengthy, "overflow in task 'xxxxxxx"));
     free(name);
 }

@@ -222,16 +222,20 @@ Test(threads, a_lane_that_hangs_leaves_threads_for_the_others) {
 }
 
 Test(threads, two_lanes_that_hang_leave_a_thread_for_the_third) {
-    struct crowd c;
-    crowd_init(&c);
-    coil__threads_limits(3, 0, 0);
-    for (int i = 0; i < MANY / 2; i++) {
-        cr_assert_eq(crowd_add(&c, COIL__LANE_FILES), 0);
-        cr_assert_eq(crowd_add(&c, COIL__LANE_USER), 0);
+    for (unsigned threads = 3; threads < 9; threads++) {
+        struct crowd c;
+        crowd_init(&c);
+        coil__threads_limits(threads, 0, 0);
+        for (int i = 0; i < MANY / 2; i++) {
+            cr_assert_eq(crowd_add(&c, COIL__LANE_FILES), 0);
+            cr_assert_eq(crowd_add(&c, COIL__LANE_USER), 0);
+        }
+        for (unsigned i = 0; i < threads - 1; i++)
+            cr_assert(comes(&c.begun), "only %u of %u hang", i, threads);
+        for (int i = 0; i < 10; i++)
+            expect_quick(COIL__LANE_NAMES, "it has no thread");
+        crowd_end(&c);
     }
-    for (int i = 0; i < 10; i++)
-        expect_quick(COIL__LANE_NAMES, "it has no thread");
-    crowd_end(&c);
 }
 
 /* The pause makes it likely, and no more, that the one thread is idle when the two jobs come; the lane of

@@ -684,6 +684,30 @@ Test(worker, a_child_forked_inside_a_run_may_exec_and_is_stopped_at_a_call) {
     cr_assert_eq(coil_run_with(&o, forks, NULL), 0);
 }
 
+static atomic_bool over;
+
+static void *looks_for_runs(void *arg) {
+    const coil_task nowhere = {.worker = UINT32_MAX, .gen = 1};
+    while (!atomic_load(&over))
+        coil_cancel(nowhere);
+    return arg;
+}
+
+/* Which may have been in the midst of a call, or of a run's beginning, when the process was forked. */
+Test(worker, what_another_thread_did_during_a_fork_keeps_no_child_from_running) {
+    if (CHECK_TSAN) cr_skip("TSan does not follow a fork of a process with threads");
+    pthread_t thread;
+    int status = -1;
+    char text[256];
+    cr_assert_eq(pthread_create(&thread, NULL, looks_for_runs, NULL), 0);
+    for (int i = 0; i < check_rounds(300) && status != SIGKILL; i++) {
+        cr_assert(check_in_child(runs_again, NULL, &status, text, sizeof text), "fork");
+        cr_expect_eq(status, 0, "%#x %s", (unsigned)status, text);
+    }
+    atomic_store(&over, true);
+    pthread_join(thread, NULL);
+}
+
 Test(worker, a_child_forked_between_runs_may_run) {
     int status = -1;
     char text[256];

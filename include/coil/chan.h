@@ -33,7 +33,8 @@ typedef struct coil_chan {
 
 /* Declares an open channel for items of that type, with its buffer, in this block or file; the capacity is a
  * constant. No memory is allocated, and none needs freeing. Two declarations: not after `if` or a label, and
- * not in a header. Mark: [any]. Thread: any. */
+ * not in a header.
+ * Mark: [any]. Thread: any. */
 #define COIL_CHAN(name, type, capacity)                     \
     type COIL_CHAN_BUF_(name)[(capacity) ? (capacity) : 1]; \
     coil_chan name = COIL_CHAN_INIT_(name, type, capacity)

@@ -17,7 +17,8 @@ extern "C" {
  * innermost 64 calls are shown. It takes milliseconds, as files are read; with thousands of tasks in a row
  * more.
  * Memory: out is the caller's; it is written to from a stack of its own, and what it calls meanwhile must not
- *         be coil.
+ *         be coil. Where there is no memory for such a stack, it is written to from the caller's, if that has
+ *         24 KiB left, and addresses stand for names; else one line says so.
  * Mark: [now], but the thread waits for out, and for a dump by another thread. Thread: a task. */
 COIL_API void coil_dump_callstack(FILE *out);
 

@@ -23,7 +23,8 @@ typedef struct coil_group {
 COIL_API void coil_group_close_(coil_group *g);
 
 /* Declares a group in this block. Leaving the block, by its end, break, return or goto, cancels the
- * children and waits for them. Mark: [now], leaving [always]. Thread: a task. */
+ * children and waits for them.
+ * Mark: [now], leaving [always]. Thread: a task. */
 #define COIL_GROUP(g) coil_group g __attribute__((cleanup(coil_group_close_))) = {{0}}
 
 /* Starts a child of the group that runs fn(arg), as coil_spawn does. The first child that fails by itself

@@ -75,7 +75,7 @@ typedef struct coil_run_opts {
     coil_dur blocked_limit;
     /* A signal on which this run's tasks are dumped to stderr, as by coil_dump_tasks, also where `quiet` is
      * set; 0: none. As for coil_signal_wait, which may wait for it as well, it is caught in the whole process
-     * while such a run is under way, and signals that can't be caught are out of range. The dump comes when
+     * while such a run is under way, and signals that it doesn't take are out of range. The dump comes when
      * the task at hand gives the worker up; for one that doesn't, see blocked_limit. Source: signal(7). */
     int dump_signal;
     /* Other threads may cancel tasks of this run: "nothing is left that could wake a task" is then no

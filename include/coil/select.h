@@ -76,7 +76,7 @@ static inline coil_case coil_on_event(coil_event *e) {
 }
 
 /* The case that n permits are taken from s, as by coil_sem_acquire. Its result is 0. While it waits it stands
- * in line, and one that waits for many holds up those behind it.
+ * in line, and one that waits for many holds up those behind it, a later case of the same select too.
  * Returns: the case.
  * Mark: [any]. Thread: any. */
 static inline coil_case coil_on_sem(coil_sem *s, unsigned n) {
@@ -106,9 +106,9 @@ static inline coil_case coil_on_ready(int fd, short events) {
  * than one case; a send and a receive of the same select never meet.
  * Returns: the index of the case that happened; its `result` tells the outcome. That is an error, where the
  *         case's own text says so: the call has succeeded all the same.
- * Errors: -EINVAL: no cases are given, or one that is none (all zero, of an object that is NULL, of no
- *         events). -ENOMEM: more than 16 cases, or readiness, and no memory. -ECANCELED, -ETIME: refused, or
- *         woken before any case happened. After any error no case has happened.
+ * Errors: -EINVAL: no cases are given, more than INT_MAX, or one that is none (all zero, of an object that
+ *         is NULL, of no events). -ENOMEM: more than 16 cases, or readiness, and no memory. -ECANCELED,
+ *         -ETIME: refused, or woken before any case happened. After any error no case has happened.
  * Memory: the cases and what they borrow are lent to the call until it returns; the kernel has let go of
  *         every descriptor by then.
  * Mark: [parks]. Thread: a task. */

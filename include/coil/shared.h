@@ -18,11 +18,14 @@ extern "C" {
  *   Cancel    who was given something has it and succeeds, also if a cancel or a limit comes before its task
  *             runs: that shows at the next call. Who was cancelled or out of time before has left the line.
  *   Memory    an object stays where it is while it is in use. It may be freed as soon as no call will begin
- * on it any more and none waits: also by the one that has just been woken, since who woke it does not touch
- * the object afterwards. Seen      what was written before a set, a release or a send is seen after the wait,
- * the acquire or the receive that it ended. Signals   no call is for signal handlers. Forks     a child of
- * fork may use objects that it makes itself; those at which somebody waited in the parent it must leave
- * alone. Forked inside coil_run it may use none: that stops with the name. */
+ *             on it any more and none waits: also by the one that has just been woken, since who woke it
+ *             does not touch the object afterwards.
+ *   Seen      what was written before a set, a release or a send is seen after the wait, the acquire or the
+ *             receive that it ended.
+ *   Signals   no call is for signal handlers.
+ *   Forks     a child of fork may use objects that it makes itself; those at which somebody waited in the
+ *             parent it must leave alone. Forked inside coil_run it may use none: that stops with the name.
+ */
 
 /* ---- events ---- */
 

@@ -10,14 +10,15 @@ extern "C" {
 #endif
 
 /* What holds for all of them:
- *   Life      1. all zero is ready to use, at file scope, on a stack or inside a structure; 2. use; 3.
- * nothing to free. An idle one (nobody holds it, nobody waits for it) may be moved and forgotten. Order first
- * come, first served. Whoever lets go gives the object to the one that has waited longest, and nobody can
- * slip in between. Cancel    who was given a lock or a permit has it and gets 0, also if a cancel or a limit
- * comes before it runs: that shows at the next call. Who was cancelled or out of time before has left the
- * line. Worker    they belong to the worker whose tasks use them, until they are idle again or its run has
- * ended. Use by another worker meanwhile stops the process. Another worker may have an idle one; that its
- * thread sees what the first one's wrote is up to the program. */
+ *   Life      all zero is ready to use, at file scope, on a stack or inside a structure, and there is nothing
+ *             to free. An idle one (nobody holds it, nobody waits for it) may be moved and forgotten.
+ *   Order     first come, first served. Whoever lets go gives the object to the one that has waited longest,
+ *             and nobody can slip in between.
+ *   Cancel    who was given a lock or a permit has it and gets 0, also if a cancel or a limit comes before it
+ *             runs: that shows at the next call. Who was cancelled or out of time before has left the line.
+ *   Worker    they belong to the worker whose tasks use them, until they are idle again or its run has ended.
+ *             Use by another worker meanwhile stops the process. Another worker may have an idle one; that
+ *             its thread sees what the first one's wrote is up to the program. */
 
 /* ---- mutexes ---- */
 
@@ -162,6 +163,7 @@ COIL_API void coil_event_set(coil_event *e);
 COIL_API void coil_event_clear(coil_event *e);
 
 /* Whether the event is set.
+ * Returns: true if it is.
  * Mark: [now]. Thread: a task. */
 COIL_API bool coil_event_is_set(const coil_event *e);
 
@@ -199,7 +201,8 @@ typedef struct coil_once {
  * waited longest runs its own fn.
  * Returns: 0: it is done, by whomever.
  * Errors: what fn returned here, if < 0. -ECANCELED, -ETIME: fn was not run here, or has returned that
- * itself. -EDEADLK: called by fn. Mark: [parks]. Thread: a task. */
+ *         itself. -EDEADLK: called by fn.
+ * Mark: [parks]. Thread: a task. */
 COIL_API COIL_WUR int coil_once_do(coil_once *o, coil_fn *fn, void *arg);
 
 /* ---- waitgroups ---- */

@@ -129,7 +129,8 @@ typedef struct coil_interval {
 COIL_API int coil_interval_tick(coil_interval *i);
 
 /* Names the current task in every report.
- * Memory: the text is formatted and copied; a long one is cut.
+ * Memory: the text is formatted and copied; a long one is cut, and what would disturb a report's lines
+ *         (control characters) is replaced by question marks.
  * Mark: [now]. Thread: a task.
  * Source: printf(3). */
 COIL_API void coil_name(const char *fmt, ...) COIL_PRINTF(1, 2);
@@ -198,9 +199,11 @@ COIL_API void *coil_local(const coil_key *k);
 #define COIL_UNIQUE_ COIL_CAT_(coil_unique_, __COUNTER__)
 
 /* Limits the rest of the block, as coil_within; left by its end, break, return and goto alike. A statement
- * of its own, in braces. Mark: [now]. Thread: a task. */
+ * of its own, in braces.
+ * Mark: [now]. Thread: a task. */
 #define COIL_WITHIN(d) coil_scope COIL_UNIQUE_ __attribute__((unused, cleanup(coil_leave_))) = coil_within(d)
-/* Shields the rest of the block, as coil_shield; otherwise as COIL_WITHIN. */
+/* Shields the rest of the block, as coil_shield; otherwise as COIL_WITHIN.
+ * Mark: [now]. Thread: a task. */
 #define COIL_SHIELD(d) coil_scope COIL_UNIQUE_ __attribute__((unused, cleanup(coil_leave_))) = coil_shield(d)
 
 #ifdef __cplusplus
