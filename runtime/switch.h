@@ -107,10 +107,14 @@ COIL__SWITCH_FN void coil__asan_arrive(struct coil__ctx *self) {
 /* TSan keeps a signal back that comes outside a blocking call, on a list of the context that runs, and looks
  * only at that of the context that blocks. So none may be on the list of one that leaves. While it makes and
  * destroys a context it changes places too, and forgets what came meanwhile. So, around all three: the first
- * call handles what is there, and lets no more come until the last one. */
+ * call handles what is there, and lets no more come until the last one. In a switch that one is on the old
+ * stack still, and in the new context: so is the handler of what came in between. */
 static inline __attribute__((always_inline, COIL__UNSEEN)) void coil__tsan_hold_signals(sigset_t *mask) {
     sigset_t all;
     sigfillset(&all);
+    for (int i = 0; i < 4; i++)
+        sigdelset(&all,
+                  (const int[]){SIGSEGV, SIGBUS, SIGFPE, SIGILL}[i]); /* a fault must still be reported */
     pthread_sigmask(SIG_SETMASK, &all, mask);
 }
 

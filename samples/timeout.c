@@ -17,9 +17,9 @@ static void one_function(void) {
     printf("slow work: %s\n", err == -ETIME ? "too slow" : "done");
 }
 
-/* All steps together have 300 ms, however the function is left. */
+/* All steps together have a second, however the function is left. */
 static int steps(int n) {
-    COIL_WITHIN(coil_ms(300));
+    COIL_WITHIN(coil_sec(1));
     for (int i = 1; i <= n; i++) {
         int err = coil_sleep(i < 4 ? coil_ms(1) : coil_sec(10));
         if (err < 0) return err;

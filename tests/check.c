@@ -28,6 +28,10 @@ int check_rounds(int rounds) {
     return scaled < 1 ? 1 : (int)scaled;
 }
 
+int check_thread_rounds(int rounds) {
+    return check_rounds(check_on_uml() ? rounds / 10 : rounds);
+}
+
 int check_fd_count(void) {
     DIR *d = opendir("/proc/self/fd");
     if (!d) broken("/proc/self/fd");

@@ -54,6 +54,10 @@ extern "C" {
 /* Rounds of a race test: `rounds` times COIL_TEST_ROUNDS, at least 1. */
 int check_rounds(int rounds);
 
+/* The same for rounds in which two threads must take turns: the one processor of user-mode Linux goes from
+ * one to the other with its clock, every 10 ms. */
+int check_thread_rounds(int rounds);
+
 /* What this process holds now. Each is at least 0; they abort where /proc cannot be read. */
 int check_fd_count(void);
 int check_map_count(void);

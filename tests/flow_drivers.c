@@ -206,7 +206,10 @@ static void ask_to_read(struct play *p, int channel) {
 static void ask_to_write(struct play *p, int channel) {
     uint8_t opcode = roll(p, 2) ? IORING_OP_SEND : IORING_OP_SENDMSG;
     unsigned n = 1 + roll(p, LENGTH_MAX);
-    if (p->channels[channel].kind != PIPE) ask(p, channel, WRITING, opcode, n);
+    const struct channel *c = &p->channels[channel];
+    /* The reset that TCP answers with may come late. */
+    if (c->kind == TCP && c->peer < 0) return;
+    if (c->kind != PIPE) ask(p, channel, WRITING, opcode, n);
 }
 
 static void cancel_one(struct play *p, int channel) {

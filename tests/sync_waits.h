@@ -233,22 +233,18 @@ struct kinds {
     int count;
 };
 
-/* The one processor of user-mode Linux goes from one thread to the other with its clock, every 10 ms. */
-static inline int thread_race_rounds(void) {
-    return check_rounds(check_on_uml() ? 1000 : 10000);
-}
-
 static inline int races_with_a_thread(void *arg) {
     const struct kinds *k = arg;
+    int rounds = check_thread_rounds(10000);
     for (int i = 0; i < k->count; i++)
-        check_cancel_from_a_thread(&k->all[i], i * thread_race_rounds(), thread_race_rounds());
+        check_cancel_from_a_thread(&k->all[i], i * rounds, rounds);
     return 0;
 }
 
 static inline void check_cancels_from_a_thread(struct kinds kinds) {
     coil_run_opts o = {.external_wakes = true};
     pthread_t thread;
-    thread_race.rounds = kinds.count * thread_race_rounds();
+    thread_race.rounds = kinds.count * check_thread_rounds(10000);
     cr_assert_eq(pthread_create(&thread, NULL, cancels_targets, (void *)(uintptr_t)7), 0);
     cr_assert_eq(coil_run_with(&o, races_with_a_thread, &kinds), 0);
     pthread_join(thread, NULL);

@@ -299,7 +299,7 @@ static void run_race(coil_fn *fn, void *arg, int threads) {
 
 Test(cancel, from_another_thread_it_meets_the_tasks_end_and_one_of_both_is_the_outcome) {
     int counts[2] = {0};
-    begin_race(check_rounds(10000), true);
+    begin_race(check_thread_rounds(10000), true);
     run_race(races_results, counts, 1);
     cr_assert_eq(counts[0] + counts[1], race.rounds);
 }
@@ -316,18 +316,18 @@ static int waits_for_each_cancel(void *arg) {
 
 Test(cancel, from_another_thread_none_is_lost) {
     int ended = 0;
-    begin_race(check_rounds(10000), false);
+    begin_race(check_thread_rounds(10000), false);
     run_race(waits_for_each_cancel, &ended, 1);
     cr_assert_eq(ended, race.rounds);
 }
 
 Test(cancel, from_two_threads_at_once_none_is_lost_and_none_hits_another_task) {
     int ended = 0, counts[2] = {0};
-    begin_race(check_rounds(10000), false);
+    begin_race(check_thread_rounds(10000), false);
     run_race(waits_for_each_cancel, &ended, 2);
     cr_assert_eq(ended, race.rounds);
     atomic_store(&race.published, 0);
-    begin_race(check_rounds(10000), true);
+    begin_race(check_thread_rounds(10000), true);
     run_race(races_results, counts, 2);
     cr_assert_eq(counts[0] + counts[1], race.rounds);
 }

@@ -344,7 +344,6 @@ static int retry_is_ended(void *arg) {
     coil_task t;
     int got = 0;
     (void)arg;
-    int64_t began_ns = coil_now().ns;
     cr_expect_eq(coil_spawn(&t, listens_there, &k), 0);
     coil_sleep(coil_ms(20));
     coil_cancel(t);
@@ -354,7 +353,6 @@ static int retry_is_ended(void *arg) {
     refuses(k.text, NULL, -ETIME);
     refuses("127.0.0.1:0", NULL, -ETIME);
     cr_expect(coil_leave(&s));
-    cr_expect(coil_now().ns - began_ns < 900000000, "neither of them ended it");
     close(k.fd);
     return 0;
 }

@@ -203,10 +203,11 @@ static int pauses_at_the_most(void *arg) {
     struct server sv = server_of(echoes);
     sv.o.connections_max = 3;
     start(&sv);
-    for (int i = 0; i < 10; i++)
+    /* The first three are accepted before the others are made: TCP may bring these into the queue sooner. */
+    for (int i = 0; i < 10; i++) {
         fds[i] = connected(&sv);
-    for (int i = 0; i < 3; i++)
-        cr_expect(echo_works(fds[i]));
+        if (i < 3) cr_expect(echo_works(fds[i]));
+    }
     for (int i = 0; i < 10; i++)
         coil_nop();
     cr_expect_eq(sv.began, 3);
@@ -231,8 +232,9 @@ static int serves_one_by_one(void *arg) {
     sv.o.connections_max = 1;
     start(&sv);
     for (int i = check_rounds(500); i; i--) {
-        int a = connected(&sv), b = connected(&sv);
+        int a = connected(&sv);
         cr_expect(echo_works(a));
+        int b = connected(&sv);
         peers_reset(a);
         cr_expect(echo_works(b));
         peers_reset(b);
@@ -538,8 +540,9 @@ static int is_cancelled_when_full(void *arg) {
     sv.o.connections_max = 1;
     sv.o.grace = coil_ms(10);
     start(&sv);
-    int a = connected(&sv), b = connected(&sv);
+    int a = connected(&sv);
     cr_expect(echo_works(a));
+    int b = connected(&sv);
     for (int i = 0; i < 3; i++)
         coil_nop();
     cr_expect_eq(stopped(&sv), 1);
@@ -554,17 +557,27 @@ Test(serve, a_cancel_at_connections_max_ends_it) {
     check_run(is_cancelled_when_full);
 }
 
-static int limit_ends_it(void *arg) {
-    (void)arg;
+/* False: the machine was too busy to serve anybody in that time. */
+static bool ends_after(int64_t limit_ns) {
     struct server sv = server_of(echoes);
-    sv.limit_ns = 30000000;
-    sv.o.grace = coil_ms(30);
+    sv.limit_ns = limit_ns;
+    sv.o.grace = coil_ns(limit_ns);
     start(&sv);
     int fd = connected(&sv);
-    cr_expect(echo_works(fd));
-    cr_expect_eq(joined(&sv), 1, "its limit is a cancel");
+    cr_expect(PEERS_AWAIT(sv.began == 1 || sv.over));
+    bool in_time = !sv.over;
+    cr_expect_eq(joined(&sv), in_time, "its limit is a cancel");
     peers_reset(fd);
     coil_listener_close(sv.l);
+    return in_time;
+}
+
+static int limit_ends_it(void *arg) {
+    int64_t limit_ns = 30000000;
+    (void)arg;
+    while (!ends_after(limit_ns) && limit_ns < 10000000000)
+        limit_ns *= 2;
+    cr_expect_lt(limit_ns, 10000000000, "the machine never served it in time");
     return 0;
 }
 

@@ -280,7 +280,7 @@ static int pongs(void *arg) {
 
 Test(shared, workers_and_threads_play_ping_pong) {
     for (int kinds = 0; kinds < 4; kinds++) {
-        struct table t = {.rounds = check_rounds(2000)};
+        struct table t = {.rounds = check_thread_rounds(1000)};
         struct side a, b;
         side_begin(&a, pings, &t, kinds & 1);
         side_begin(&b, pongs, &t, kinds & 2);
@@ -512,7 +512,7 @@ static int races(void *arg) {
 Test(shared, cancels_and_limits_race_with_hand_overs) {
     static struct race r;
     pthread_t thread;
-    r.rounds = check_rounds(20000);
+    r.rounds = check_thread_rounds(20000);
     cr_assert_eq(coil_shared_chan_open(&r.full, sizeof(int), 1), 0);
     cr_assert_eq(coil_shared_chan_open(&r.none, sizeof(int), 0), 0);
     cr_assert_eq(pthread_create(&thread, NULL, hands_over, &r), 0);
@@ -568,7 +568,7 @@ static void *gives_once(void *arg) {
 
 Test(shared, who_was_woken_may_free_the_object_at_once) {
     for (int plain = 0; plain < 2; plain++) {
-        struct brief b = {.rounds = check_rounds(3000)};
+        struct brief b = {.rounds = check_thread_rounds(3000)};
         struct side s;
         side_begin(&s, waits_and_frees, &b, plain);
         gives_once(&b);

@@ -227,6 +227,8 @@ TaskTest(stream_read, an_interrupted_read_exact_tells_how_far_it_came) {
         int peer;
         struct exact e = {.s = stream_and_peer(kind, &peer), .n = 10};
         cr_expect_eq(send(peer, "abc", 3, 0), 3);
+        while (kind == TCP_PAIR && on_their_way(peer))
+            coil_nop();
         coil_task t = spawn(reads_exactly, &e);
         turns(5);
         coil_cancel(t);
@@ -374,12 +376,14 @@ struct pulse {
 static int pulses(void *arg) {
     struct pulse *p = arg;
     for (; p->left; p->left--) {
-        if (coil_sleep(coil_ms(20))) break;
+        int err = coil_sleep(coil_ms(20));
+        p->gap_ns = MAX(p->gap_ns, coil_now().ns - p->last_ns);
+        if (err) break;
         /* Before the write: the stream's own moment is not earlier than this one, but for the age of its
          * clock. */
         int64_t one_before_ns = p->last_ns;
         p->last_ns = coil_now().ns;
-        int err = coil_stream_write(p->s, "p", 1);
+        err = coil_stream_write(p->s, "p", 1);
         if (!err) err = coil_stream_flush(p->s);
         coil_nop();
         p->gap_ns = MAX(p->gap_ns, coil_now().ns - one_before_ns);
@@ -393,9 +397,10 @@ static int pulses(void *arg) {
 static bool idles(int way, bool exact) {
     coil_stream *s[2];
     const coil_limits l = {.idle = coil_ms(60)};
+    struct pulse p = {.left = 8, .last_ns = coil_now().ns};
     stream_pair(UNIX_PAIR, s);
     cr_expect_eq(coil_stream_limits(s[0], &l), 0);
-    struct pulse p = {.s = way ? s[0] : s[1], .left = 8, .last_ns = coil_now().ns};
+    p.s = way ? s[0] : s[1];
     coil_task t = spawn(pulses, &p);
     ssize_t n;
     if (exact) {

@@ -28,6 +28,18 @@ static void count_sends(void) {
     coil__here->driver->sys = &counted;
 }
 
+/* What has left, at most n bytes: without another turn of the worker's, but the kernel may bring it late. */
+static ssize_t received(int peer, char *buf, size_t n) {
+    size_t got = 0;
+    struct pollfd p = {.fd = peer, .events = POLLIN};
+    while (got < n && poll(&p, 1, 20000) == 1) {
+        ssize_t k = recv(peer, buf + got, n - got, MSG_DONTWAIT);
+        if (k <= 0) break;
+        got += (size_t)k;
+    }
+    return (ssize_t)got;
+}
+
 /* ---- what leaves ---- */
 
 TaskTest(stream_write, what_is_written_arrives_and_is_counted) {
@@ -42,11 +54,11 @@ TaskTest(stream_write, what_is_written_arrives_and_is_counted) {
         cr_expect_eq(coil_stream_written(s), 11);
         cr_expect(recv(peer, buf, sizeof buf, MSG_DONTWAIT) < 0, "it was only copied");
         cr_expect_eq(coil_stream_flush(s), 0);
-        cr_expect_eq(recv(peer, buf, sizeof buf, MSG_DONTWAIT), 11);
+        cr_expect_eq(received(peer, buf, 11), 11);
         cr_expect_eq(memcmp(buf, "hello world", 11), 0);
         cr_expect_eq(coil_stream_write(s, "later", 5), 0);
         turns(2);
-        cr_expect_eq(recv(peer, buf, sizeof buf, MSG_DONTWAIT), 5, "it leaves with the turn");
+        cr_expect_eq(received(peer, buf, 5), 5, "it leaves with the turn");
         cr_expect_eq(coil_stream_close(s), 0);
         close(peer);
     }
@@ -139,7 +151,7 @@ TaskTest(stream_write, a_large_write_takes_what_is_buffered_with_it) {
     cr_expect_eq(coil_stream_write(s, bytes, 10), 0);
     cr_expect_eq(coil_stream_write(s, bytes + 10, 20000), 0);
     cr_expect_eq(sends, 1);
-    cr_expect_eq(recv(peer, buf, sizeof buf, MSG_DONTWAIT | MSG_WAITALL), (ssize_t)sizeof buf);
+    cr_expect_eq(received(peer, buf, sizeof buf), (ssize_t)sizeof buf);
     cr_expect_eq(wrong_byte(buf, sizeof buf, 0), sizeof buf);
     coil__here->driver->sys = &coil__sys_linux;
     cr_expect_eq(coil_stream_close(s), 0);
@@ -148,7 +160,7 @@ TaskTest(stream_write, a_large_write_takes_what_is_buffered_with_it) {
 }
 
 /* A turn has room for 128 resumes; what is written leaves after 64 of them, where a send needs no turn's end.
- */
+ * How many it took by TCP is the kernel's affair too. */
 TaskTest(stream_write, bytes_leave_although_the_task_runs_on) {
     char c;
     for (int kind = 0; kind < PAIR_KINDS; kind++) {
@@ -156,9 +168,11 @@ TaskTest(stream_write, bytes_leave_although_the_task_runs_on) {
         coil_stream *s = stream_and_peer(kind, &peer);
         turns(1);
         cr_expect_eq(coil_stream_write(s, "x", 1), 0);
-        for (; recv(peer, &c, 1, MSG_DONTWAIT) < 0 && resumes < 1000; resumes++)
+        for (; recv(peer, &c, 1, MSG_DONTWAIT) < 0 && resumes < 100000; resumes++)
             coil_yield();
-        cr_expect_leq(resumes, has_cap(COIL__CAP_BIT(DIRECT_SEND)) ? 80 : 130, "%d resumes", resumes);
+        cr_expect_lt(resumes, 100000, "it never leaves");
+        if (kind != TCP_PAIR)
+            cr_expect_leq(resumes, has_cap(COIL__CAP_BIT(DIRECT_SEND)) ? 80 : 130, "%d resumes", resumes);
         cr_expect_eq(coil_stream_close(s), 0);
         close(peer);
     }
@@ -455,7 +469,8 @@ TaskTest(stream_write, the_write_limit_is_remembered_by_every_call) {
     return 0;
 }
 
-TaskTest(stream_write, the_write_limit_counts_from_the_last_progress) {
+/* False: the machine was too busy to let the peer read in time, and nothing is known. */
+static bool is_slowly_read(void) {
     int peer;
     const coil_limits l = {.write = coil_ms(60), .high_water = 1000};
     struct writing w = {.s = stream_and_peer(UNIX_PAIR, &peer), .n = 100000};
@@ -464,20 +479,33 @@ TaskTest(stream_write, the_write_limit_counts_from_the_last_progress) {
     fill_from(bytes, sizeof bytes, 0);
     coil_task t = spawn(writes, &w);
     uint64_t got = 0;
-    int64_t last_ns = coil_now().ns;
+    int64_t last_ns = coil_now().ns, gap_ns = 0;
     for (int i = 0; i < 8; i++) {
         coil_sleep(coil_ms(15));
         uint64_t n = take_plain(peer, got);
-        if (n && !w.ended_ns) last_ns = coil_now().ns;
+        if (!w.ended_ns) {
+            int64_t now_ns = coil_now().ns;
+            gap_ns = MAX(gap_ns, now_ns - last_ns);
+            if (n) last_ns = now_ns;
+        }
         got += n;
     }
     int err = join(t);
     cr_expect(err == 0 || err == -ETIME, "%d", err);
-    if (err) cr_expect_geq(w.ended_ns - last_ns, l.write.ns - coil_ms(1).ns);
+    bool in_time = gap_ns < l.write.ns - coil_ms(5).ns;
+    if (err && in_time) cr_expect_geq(w.ended_ns - last_ns, l.write.ns - coil_ms(1).ns);
     got += take_plain(peer, got);
     if (err) cr_expect_eq(got, (uint64_t)coil_stream_written(w.s), "how far it came");
     coil_stream_abort(w.s);
     close(peer);
+    return in_time;
+}
+
+TaskTest(stream_write, the_write_limit_counts_from_the_last_progress) {
+    int tries = 0;
+    while (!is_slowly_read() && tries < 50)
+        tries++;
+    cr_expect_lt(tries, 50, "the machine never let the peer read in time");
     return 0;
 }
 

@@ -147,7 +147,7 @@ static int sleeps_until_its_moment(void *arg) {
 static int random_moments(void *arg) {
     static struct sleeper sleepers[SLEEPERS];
     coil_task tasks[SLEEPERS];
-    coil_time base = coil_after(coil_ms(200));
+    coil_time base = coil_after(coil_ms(500));
     (void)arg;
     srand(1);
     for (int i = 0; i < SLEEPERS; i++) {
@@ -163,7 +163,7 @@ static int random_moments(void *arg) {
 
 Test(timer, sleeps_end_in_the_order_of_their_moments) {
     cr_assert_eq(coil_run(random_moments, NULL), 0);
-    cr_assert_gt(woken.count, 1, "this machine is too slow for 500 tasks in 200 ms");
+    cr_assert_gt(woken.count, 1, "this machine is too slow for 500 tasks in 500 ms");
 }
 
 /* ---- cancel and limit ---- */
@@ -266,9 +266,11 @@ static int sleeps_share_a_wakeup(void *arg) {
         w[i] = (struct waker){.at = {base.ns + 500000000 + i * 20000000}};
         tasks[i] = spawn(sleeps_and_notes_the_turn, &w[i]);
     }
+    coil_yield();
+    bool in_time = coil_now().ns < w[0].at.ns; /* the last of them has begun to sleep */
     for (int i = 0; i < 5; i++)
         cr_expect_eq(coil_join(tasks[i], NULL), 0);
-    for (int i = 1; i < 5; i++)
+    for (int i = 1; i < 5 && in_time; i++)
         cr_expect_eq(w[i].turn, w[0].turn, "sleeper %d", i);
     return 0;
 }

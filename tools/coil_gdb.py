@@ -431,14 +431,15 @@ def arguments(frame):
 
 def public_call(frame):
     """The public call that the task is in; where a compiler's options have let it be left by a jump, its caller."""
-    root = file_of(frame).rpartition("/runtime/arch/")[0]  # The innermost is coil__ctx_jump's caller, of arch/ctx.h.
-    own = (root + "/runtime/", root + "/net/")
+    # The innermost is coil__ctx_jump's caller, of arch/ctx.h.
+    root, arch, _ = file_of(frame).rpartition("runtime/arch/")
+    own = (root + "runtime/", root + "net/")
     at = frame
-    while at is not None and root and file_of(at).startswith(own):
+    while at is not None and arch and file_of(at).startswith(own):
         if (at.name() or "").startswith("coil_") and not at.name().startswith("coil__"):
             return at
         at = at.older()
-    return at if at is not None and root else frame
+    return at if at is not None and arch else frame
 
 
 def file_of(frame):
