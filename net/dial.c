@@ -21,12 +21,13 @@ static int dial(coil_stream **out, struct coil__task *t, const coil_addr *to, co
     struct coil__worker *w = coil__worker_of(t->sched);
     const struct coil__sys *sys = coil__sys_of(w);
     int fd = coil__sock_open(sys, to);
-    if (fd < 0) return fd;
+    if (fd < 0) return coil__failed(t, fd);
     int err = from ? sys->bind(fd, &from->u.sa, from->len) : 0;
     if (!err) err = connect_socket(t, fd, to);
     if (!err) err = coil__stream_new(w, fd, true, out);
-    if (err) sys->close(fd);
-    return err;
+    if (!err) return 0;
+    sys->close(fd);
+    return coil__failed(t, err);
 }
 
 static int check_opts(const coil_dial_opts *o) {

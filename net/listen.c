@@ -284,10 +284,11 @@ static int listen_at(coil_listener **out, struct coil__task *t, const coil_addr 
         if (err) return err;
         fd = open_socket(coil__sys_of(w), a, o);
     }
-    if (fd < 0) return fd;
+    if (fd < 0) return coil__failed(t, fd);
     int err = new_listener(w, fd, out);
-    if (err) coil__sys_of(w)->close(fd);
-    return err;
+    if (!err) return 0;
+    coil__sys_of(w)->close(fd);
+    return coil__failed(t, err);
 }
 
 static int begin_listen(coil_listener **out, const coil_listen_opts **o) {
@@ -305,7 +306,7 @@ int coil_listen_addr(coil_listener **out, const coil_addr *where, const coil_lis
     if (err) return err;
     err = begin_listen(out, &o);
     if (!err) err = coil__addr_check(where);
-    return err ? err : listen_at(out, t, where, o);
+    return err ? coil__failed(t, err) : listen_at(out, t, where, o);
 }
 
 /* ":port" means both families, which takes IPv6; a machine without it still has the other. */
@@ -321,7 +322,7 @@ int coil_listen(coil_listener **out, const char *where, const coil_listen_opts *
     if (err) return err;
     err = begin_listen(out, &o);
     if (!err) err = coil_addr_parse(&a, where);
-    if (err) return err;
+    if (err) return coil__failed(t, err);
     err = listen_at(out, t, &a, o);
     if (err != -EAFNOSUPPORT || where[0] != ':' || !is_any_v6(&a)) return err;
     coil_addr v4 = {.len = sizeof v4.u.in, .u.in = {.sin_family = AF_INET, .sin_port = a.u.in6.sin6_port}};

@@ -279,9 +279,10 @@ int coil_group_wait(coil_group *group) {
         coil__charge(t);
         return 0;
     }
-    bool met = wait_for_children(g, t, "group");
+    bool parks = g->live > 0, met = wait_for_children(g, t, "group");
     int result = g->result;
     close_group(g, "coil_group_wait");
+    if (!parks) coil__charge(t);
     return !result && met ? coil__stop_error(t) : result;
 }
 
@@ -292,10 +293,12 @@ struct coil__outcome coil__group_finish(coil_group *group, struct coil__task *t,
         coil__charge(t);
         return out;
     }
+    bool parks = g->live > 0;
     out.met = wait_for_children(g, t, what);
     out.failure = g->result;
     out.winner = g->winner;
     close_group(g, "coil_gather");
+    if (!parks) coil__charge(t);
     return out;
 }
 

@@ -153,7 +153,7 @@ static ssize_t on_file(const char *call, uint8_t opcode, int fd, const void *p, 
         struct file_call c = {.p = (void *)(uintptr_t)p, .n = length(n), .offset = offset};
         prep_file_call(&c, t, opcode, fd);
         err = coil__blocking_call(t, &c.b, what, t->limit_ns);
-        return err ? err : c.res;
+        return err ? coil__failed(t, err) : c.res;
     }
     struct coil__op op;
     coil__op_init(&op);

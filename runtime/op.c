@@ -169,7 +169,7 @@ static int call(struct coil__task *t, struct coil__op *op, const char *what, int
     op->done = call_done;
     op->waiter = &c.wait;
     int err = coil__op_begin(coil__worker_of(t->sched), op);
-    if (err) return err;
+    if (err) return coil__failed(t, err);
     if (always) {
         coil__park_always(t, &c.wait);
     } else {

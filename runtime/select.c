@@ -382,7 +382,7 @@ static int wait_with(struct arm *arms, struct coil__task *t, coil_case *cases, i
     for (int i = 0; i < n; i++)
         arms[i].select = &s;
     int err = begin_polls(&s, coil__worker_of(t->sched));
-    if (err) return err;
+    if (err) return coil__failed(t, err);
     enter_lists(&s, t);
     int i = earliest(&s);
     coil__park_until(t, &s.wait, i == NOTHING ? t->limit_ns : MIN(t->limit_ns, (int64_t)cases[i].arg[0]));
@@ -396,7 +396,7 @@ static int wait_with_few(struct coil__task *t, coil_case *cases, int n) {
 
 static int wait_with_many(struct coil__task *t, coil_case *cases, int n) {
     struct arm *arms = malloc((size_t)n * sizeof *arms);
-    if (!arms) return -ENOMEM;
+    if (!arms) return coil__failed(t, -ENOMEM);
     int happened = wait_with(arms, t, cases, n);
     free(arms);
     return happened;

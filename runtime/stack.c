@@ -476,19 +476,18 @@ static void handlers_restore(void) {
     }
 }
 
-static void before_fork(void) {
-    pthread_mutex_lock(&handler_lock);
-}
-
-static void after_fork(void) {
-    pthread_mutex_unlock(&handler_lock);
+/* Of runs that other threads of the parent's made, or were about to make, nothing is left but this. */
+static void in_forked_child(void) {
+    pthread_mutex_init(&handler_lock, NULL);
+    if (thread_pool) return; /* forked inside a run, to exec or to exit */
+    handlers_restore();
+    handler_users = 0;
 }
 
 static void watch_forks(void) {
-    pthread_atfork(before_fork, after_fork, after_fork);
+    pthread_atfork(NULL, NULL, in_forked_child);
 }
 
-/* Held across a fork, so that no other thread leaves it locked to the child. */
 static void lock_handlers(void) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, watch_forks);

@@ -31,15 +31,7 @@ static struct {
           .queue_max = QUEUE_MAX,
           .idle_ns = IDLE_NS};
 
-/* ---- forks: a child has this memory, but none of the threads ---- */
-
-static void before_fork(void) {
-    pthread_mutex_lock(&pool.lock);
-}
-
-static void in_parent(void) {
-    pthread_mutex_unlock(&pool.lock);
-}
+/* ---- forks: a child has this memory, but none of the threads, of which one may have had the lock ---- */
 
 static void forget_all(void) {
     for (unsigned i = 0; i < COIL__LANE_COUNT; i++) {
@@ -66,7 +58,7 @@ static void in_child(void) {
 static void begin(void) {
     make_condition();
     forget_all();
-    pthread_atfork(before_fork, in_parent, in_child);
+    pthread_atfork(NULL, NULL, in_child);
 }
 
 static pthread_once_t begun = PTHREAD_ONCE_INIT;
@@ -81,12 +73,24 @@ void coil__threads_limits(unsigned threads_max, unsigned queue_max, int64_t idle
 
 /* ---- a thread ---- */
 
-/* How many more threads a lane may have now: one stays free for each other lane that has none. */
+/* How many more threads a lane may have now: one stays free for each other lane that has none. A lane that
+ * has none itself may have one, also where more jobs run than a limit that was lowered meanwhile would allow.
+ */
 static unsigned lane_room(const struct lane *l) {
     unsigned spoken_for = 0;
     for (const struct lane *o = pool.lanes; o < pool.lanes + COIL__LANE_COUNT; o++)
         spoken_for += o == l ? o->running : MAX(o->running, 1u);
-    return pool.threads_max - MIN(spoken_for, pool.threads_max);
+    unsigned room = pool.threads_max - MIN(spoken_for, pool.threads_max);
+    return l->running == 0 ? MAX(room, 1u) : room;
+}
+
+/* Whether no thread will look for jobs before one of those at work has ended, which may be never: only where
+ * the limit was lowered while they began. */
+static bool all_are_at_work(void) {
+    unsigned running = 0;
+    for (unsigned i = 0; i < COIL__LANE_COUNT; i++)
+        running += pool.lanes[i].running;
+    return running >= pool.threads;
 }
 
 static struct lane *next_lane(void) {
@@ -163,7 +167,8 @@ static int queue(struct coil__job *j) {
     struct lane *l = &pool.lanes[j->lane];
     if (l->queued >= pool.queue_max) return -EAGAIN;
     /* Where no further thread can be had, those that are there will come to it. */
-    bool helped = thread_for(l) || pool.threads >= pool.threads_max || start_thread() == 0;
+    bool enough = pool.threads >= pool.threads_max && (l->running || !all_are_at_work());
+    bool helped = thread_for(l) || enough || start_thread() == 0;
     if (!helped && pool.threads == 0) return -ENOMEM;
     j->queued_ns = coil__sys_linux.now();
     coil__list_push(&l->queue, &j->node);

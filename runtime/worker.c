@@ -27,27 +27,19 @@ static struct coil__worker *workers;
 static uint32_t last_number;
 
 /* In a child forked while a run was under way, the rings' memory is not even mapped: only exec and _exit may
- * follow. */
+ * follow. Any other may make runs of its own, and another thread of the parent's may have had the lock. It is
+ * not held across a fork, since the program may hold a lock of its own while it calls coil, and hold that one
+ * across forks; so that the child finds the list whole, each change of it is a single store. */
 static void in_forked_child(void) {
-    coil__forked = workers != NULL;
+    coil__forked = __atomic_load_n(&workers, __ATOMIC_RELAXED) != NULL;
     coil__here = NULL;
-    pthread_mutex_unlock(&workers_lock);
-}
-
-static void before_fork(void) {
-    pthread_mutex_lock(&workers_lock);
-}
-
-static void in_forking_parent(void) {
-    pthread_mutex_unlock(&workers_lock);
+    pthread_mutex_init(&workers_lock, NULL);
 }
 
 static void watch_forks(void) {
-    pthread_atfork(before_fork, in_forking_parent, in_forked_child);
+    pthread_atfork(NULL, NULL, in_forked_child);
 }
 
-/* Held across a fork: no other thread of the parent's leaves it locked, and the list in two halves, to a
- * child that may go on to make runs of its own. */
 static void lock_workers(void) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, watch_forks);
@@ -63,7 +55,7 @@ void coil__worker_join(struct coil__worker *w) {
     lock_workers();
     w->s.worker = ++last_number;
     w->next = workers;
-    workers = w;
+    __atomic_store_n(&workers, w, __ATOMIC_RELEASE);
     pthread_mutex_unlock(&workers_lock);
     CHECK(w->s.worker != 0);
 }
@@ -73,7 +65,7 @@ void coil__worker_leave(struct coil__worker *w) {
     struct coil__worker **at = &workers;
     while (*at != w)
         at = &(*at)->next;
-    *at = w->next;
+    __atomic_store_n(at, w->next, __ATOMIC_RELEASE);
     pthread_mutex_unlock(&workers_lock);
 }
 

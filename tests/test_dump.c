@@ -344,7 +344,10 @@ Test(dump, tells_of_each_task_what_it_waits_for) {
     EXPECT_LINE("reader", want);
     EXPECT_LINE("acceptor", "(accepts): waits for accept on descriptor ");
     EXPECT_LINE("joiner", "(joins): waits for join of reader, for ");
-    EXPECT_LINE("sleeper", "waits for sleep, for ");
+    double waited = -1;
+    const char *for_how_long = strstr(line_of("sleeper"), "waits for sleep, for ");
+    cr_expect(for_how_long && sscanf(for_how_long, "waits for sleep, for %lf s", &waited) == 1, "%s", text);
+    cr_expect(waited >= 0.002 && waited < 60, "%f", waited);
     EXPECT_LINE("sleeper", ", at most 99");
     EXPECT_LINE("sleeper", ", limit in 499");
     EXPECT_LINE("limited", ", at most 499");

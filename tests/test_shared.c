@@ -648,7 +648,7 @@ static void *storms(void *arg) {
 }
 
 Test(shared, a_forked_child_uses_objects_of_its_own) {
-    static coil_shared_event busy[4];
+    static coil_shared_event busy[4], own[256];
     pthread_t thread[4];
     for (int i = 0; i < 4; i++)
         cr_assert_eq(pthread_create(&thread[i], NULL, storms, &busy[i]), 0);
@@ -657,8 +657,8 @@ Test(shared, a_forked_child_uses_objects_of_its_own) {
         pid_t pid = fork();
         if (pid == 0) {
             alarm(20);
-            for (int k = 0; k < 4; k++)
-                coil_shared_event_set(&busy[k]);
+            for (int k = 0; k < 256; k++) /* so many that each lock has some */
+                coil_shared_event_set(&own[k]);
             COIL_SHARED_SEM(s, 1);
             _exit(coil_shared_sem_acquire(&s, 1));
         }

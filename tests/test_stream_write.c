@@ -59,6 +59,8 @@ TaskTest(stream_write, what_is_written_arrives_and_is_counted) {
         cr_expect_eq(coil_stream_write(s, "later", 5), 0);
         turns(2);
         cr_expect_eq(received(peer, buf, 5), 5, "it leaves with the turn");
+        cr_expect_eq(memcmp(buf, "later", 5), 0);
+        cr_expect(recv(peer, buf, sizeof buf, MSG_DONTWAIT) < 0, "and nothing else");
         cr_expect_eq(coil_stream_close(s), 0);
         close(peer);
     }

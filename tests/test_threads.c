@@ -238,6 +238,22 @@ Test(threads, two_lanes_that_hang_leave_a_thread_for_the_third) {
     }
 }
 
+Test(threads, where_a_limit_was_lowered_a_lane_without_a_thread_gets_one) {
+    for (int idle = 0; idle < 2; idle++) {
+        struct crowd c;
+        crowd_init(&c);
+        coil__threads_limits(8, 0, 0);
+        for (int i = 0; i < 5; i++)
+            cr_assert_eq(crowd_add(&c, COIL__LANE_FILES), 0);
+        for (int i = 0; i < 5; i++)
+            cr_assert(comes(&c.begun));
+        if (idle) expect_quick(COIL__LANE_USER, "its thread is idle now");
+        coil__threads_limits(3, 0, 0);
+        expect_quick(COIL__LANE_NAMES, "it has no thread");
+        crowd_end(&c);
+    }
+}
+
 /* The pause makes it likely, and no more, that the one thread is idle when the two jobs come; the lane of
  * names has just had its turn. */
 static int hangs_an_idle_thread(void *arg) {

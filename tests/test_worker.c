@@ -686,10 +686,24 @@ Test(worker, a_child_forked_inside_a_run_may_exec_and_is_stopped_at_a_call) {
 
 static atomic_bool over;
 
+static pthread_mutex_t own_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void take_own_lock(void) {
+    pthread_mutex_lock(&own_lock);
+}
+
+static void let_go_of_own_lock(void) {
+    pthread_mutex_unlock(&own_lock);
+}
+
 static void *looks_for_runs(void *arg) {
     const coil_task nowhere = {.worker = UINT32_MAX, .gen = 1};
-    while (!atomic_load(&over))
+    while (!atomic_load(&over)) {
+        take_own_lock();
         coil_cancel(nowhere);
+        let_go_of_own_lock();
+        coil_cancel(nowhere);
+    }
     return arg;
 }
 
@@ -699,6 +713,8 @@ Test(worker, what_another_thread_did_during_a_fork_keeps_no_child_from_running) 
     pthread_t thread;
     int status = -1;
     char text[256];
+    /* A lock of the program's, taken before coil's and held across forks, is in nobody's way. */
+    cr_assert_eq(pthread_atfork(take_own_lock, let_go_of_own_lock, let_go_of_own_lock), 0);
     cr_assert_eq(pthread_create(&thread, NULL, looks_for_runs, NULL), 0);
     for (int i = 0; i < check_rounds(300) && status != SIGKILL; i++) {
         cr_assert(check_in_child(runs_again, NULL, &status, text, sizeof text), "fork");

@@ -23,9 +23,9 @@ extern "C" {
  *   Seen      what was written before a set, a release or a send is seen after the wait, the acquire or the
  *             receive that it ended.
  *   Signals   no call is for signal handlers.
- *   Forks     a child of fork may use objects that it makes itself; those at which somebody waited in the
- *             parent it must leave alone. Forked inside coil_run it may use none: that stops with the name.
- */
+ *   Forks     a child of fork may use objects that it makes itself; those that another thread of the parent
+ *             was using, or waited for, it must leave alone. Forked inside coil_run it may use none: that
+ *             stops with the name. */
 
 /* ---- events ---- */
 
