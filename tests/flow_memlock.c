@@ -207,14 +207,20 @@ Test(memlock, four_workers_at_once_share_64_kib) {
     cr_assert_eq(code, FINE, "%d: %s", code, text);
 }
 
-/* Each ring's memory comes back after the next one has been asked for. */
+/* Each ring's memory comes back after the next one has been asked for. A busy kernel may take longer than
+ * coil waits, and is asked again, but not often: nobody who doesn't wait would be served in most of the runs.
+ */
 static int runs_again_and_again(void *arg) {
     enum coil_driver_kind got;
+    int in_vain = 0, err;
     (void)arg;
     clear_environment();
     if (!become_user(64 * KIB)) return NO_USER;
-    for (int i = 0; i < RUNS; i++)
-        if (run_on(COIL_DRIVER_URING, &got)) return NO_RING;
+    for (int i = 0; i < RUNS; i++) {
+        while ((err = run_on(COIL_DRIVER_URING, &got)) == COIL_ESTART_MEMLOCK && in_vain++ < RUNS / 4)
+            continue;
+        if (err) return NO_RING;
+    }
     return FINE;
 }
 
