@@ -391,20 +391,14 @@ static void make_dump(struct coil__worker *w, FILE *out, void (*print)(struct du
     w->s.current = d.current;
 }
 
-/* Keeps the call before it from being the last thing that a public function does, which would be a jump: its
- * name on the stack tells where coil begins, also where nothing else does (link-time optimisation). */
-#define STAY_ON_THE_STACK() __asm__ volatile("" ::: "memory")
-
 void coil_dump_callstack(FILE *out) {
     struct coil__task *t = coil__current("coil_dump_callstack");
     make_dump(coil__worker_of(t->sched), out, print_callstack);
-    STAY_ON_THE_STACK();
 }
 
 void coil_dump_tasks(FILE *out) {
     struct coil__task *t = coil__current("coil_dump_tasks");
     make_dump(coil__worker_of(t->sched), out, print_tasks);
-    STAY_ON_THE_STACK();
 }
 
 void coil__dump_worker(struct coil__worker *w) {

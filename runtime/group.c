@@ -272,34 +272,30 @@ static bool wait_for_children(struct coil__group *g, struct coil__task *t, const
     return w.wait.interrupted;
 }
 
+/* Waits for all children and closes the group. */
+static struct coil__outcome finish(struct coil__group *g, struct coil__task *t, const char *what,
+                                   const char *call) {
+    struct coil__outcome out = {0};
+    bool parks = g->live > 0;
+    if (g->check) {
+        out.met = wait_for_children(g, t, what);
+        out.failure = g->result;
+        out.winner = g->winner;
+        close_group(g, call);
+    }
+    if (!parks) coil__charge(t);
+    return out;
+}
+
 int coil_group_wait(coil_group *group) {
     struct coil__task *t = coil__current("coil_group_wait");
     struct coil__group *g = for_owner(group, t, "coil_group_wait");
-    if (!g->check) {
-        coil__charge(t);
-        return 0;
-    }
-    bool parks = g->live > 0, met = wait_for_children(g, t, "group");
-    int result = g->result;
-    close_group(g, "coil_group_wait");
-    if (!parks) coil__charge(t);
-    return !result && met ? coil__stop_error(t) : result;
+    struct coil__outcome out = finish(g, t, "group", "coil_group_wait");
+    return !out.failure && out.met ? coil__stop_error(t) : out.failure;
 }
 
 struct coil__outcome coil__group_finish(coil_group *group, struct coil__task *t, const char *what) {
-    struct coil__group *g = inner(group);
-    struct coil__outcome out = {0};
-    if (!g->check) {
-        coil__charge(t);
-        return out;
-    }
-    bool parks = g->live > 0;
-    out.met = wait_for_children(g, t, what);
-    out.failure = g->result;
-    out.winner = g->winner;
-    close_group(g, "coil_gather");
-    if (!parks) coil__charge(t);
-    return out;
+    return finish(inner(group), t, what, "coil_gather");
 }
 
 void coil_group_close_(coil_group *group) {
