@@ -108,11 +108,15 @@ static struct server start_server(const char *arg) {
     return s;
 }
 
-static void stop_server(struct server *s) {
+/* How long it took to end. */
+static int64_t stop_server(struct server *s) {
+    int64_t began_ms = now_ms();
     kill(s->p.pid, SIGINT);
     finish(&s->p);
+    int64_t took_ms = now_ms() - began_ms;
     cr_expect(ended_with(&s->p, 0), "status %#x: %s", (unsigned)s->p.status, s->p.complaint);
     cr_expect_str_eq(s->p.complaint, "");
+    return took_ms;
 }
 
 static int connected(const struct server *s) {
@@ -256,11 +260,16 @@ Test(flow_samples, a_megabyte_comes_back_unharmed_and_then_the_end) {
 
 /* ---- signals ---- */
 
+/* Once out of several times: the machine may be busy. The grace is two seconds. */
 Test(flow_samples, sigint_without_clients_ends_the_server_at_once) {
-    struct server s = start_server("127.0.0.1:0");
-    stop_server(&s);
-    cr_expect_not_null(strstr(s.p.text, "draining\n"));
-    cr_expect_null(strstr(s.p.text, "cut off"));
+    bool at_once = false;
+    for (int tries = 0; tries < 10 && !at_once; tries++) {
+        struct server s = start_server("127.0.0.1:0");
+        at_once = stop_server(&s) < 1900;
+        cr_expect_not_null(strstr(s.p.text, "draining\n"));
+        cr_expect_null(strstr(s.p.text, "cut off"));
+    }
+    cr_expect(at_once);
 }
 
 Test(flow_samples, sigint_with_an_idle_client_ends_the_server_after_two_seconds) {

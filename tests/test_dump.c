@@ -585,12 +585,29 @@ Test(dump, changes_nothing) {
     cr_assert_eq(coil_run(changes_nothing, NULL), 0);
 }
 
+static bool take_memory_away(void) {
+    struct rlimit none = {.rlim_cur = 1 << 20, .rlim_max = 1 << 20};
+    return setrlimit(RLIMIT_AS, &none) == 0;
+}
+
+static int runs_as_main(void *fn) {
+    return coil_run((coil_fn *)fn, NULL);
+}
+
+/* Runs it as the main task of a child, which takes its own memory away. */
+static void check_without_memory(coil_fn *fn) {
+    char err[256];
+    int status;
+    if (CHECK_SANITIZED || coil__on_valgrind()) cr_skip("the sanitizer needs memory itself");
+    cr_assert(check_in_child(runs_as_main, (void *)(uintptr_t)fn, &status, err, sizeof err));
+    cr_expect_eq(status, 0, "%#x: %s", (unsigned)status, err);
+}
+
 static int dumps_without_memory(void *arg) {
     static char buf[1 << 16];
     (void)arg;
     FILE *f = fmemopen(buf, sizeof buf, "w");
-    struct rlimit none = {.rlim_cur = 1 << 20, .rlim_max = 1 << 20};
-    if (setrlimit(RLIMIT_AS, &none) < 0) return 101;
+    if (!take_memory_away()) return 101;
     coil_dump_callstack(f);
     coil_dump_tasks(f);
     fclose(f);
@@ -599,16 +616,8 @@ static int dumps_without_memory(void *arg) {
     return 0;
 }
 
-static int run_without_memory(void *arg) {
-    return coil_run(dumps_without_memory, arg);
-}
-
 Test(dump, without_memory_for_a_stack_there_are_addresses) {
-    char err[256];
-    int status;
-    if (CHECK_SANITIZED || coil__on_valgrind()) cr_skip("the sanitizer needs memory itself");
-    cr_assert(check_in_child(run_without_memory, NULL, &status, err, sizeof err));
-    cr_expect_eq(status, 0, "%#x: %s", (unsigned)status, err);
+    check_without_memory(dumps_without_memory);
 }
 
 static __attribute__((noinline)) void dumps_deep(char *lo, FILE *f) {
@@ -626,24 +635,15 @@ static __attribute__((noinline)) void dumps_deep(char *lo, FILE *f) {
 static int dumps_without_memory_or_room(void *arg) {
     static char buf[1 << 12];
     FILE *f = fmemopen(buf, sizeof buf, "w");
-    struct rlimit none = {.rlim_cur = 1 << 20, .rlim_max = 1 << 20};
-    if (setrlimit(RLIMIT_AS, &none) < 0) return 101;
+    if (!take_memory_away()) return 101;
     dumps_deep(coil__here->current->stack->lo, f);
     fclose(f);
     (void)arg;
     return strcmp(buf, "coil: no memory for a dump\n") == 0 ? 0 : 104;
 }
 
-static int run_without_memory_or_room(void *arg) {
-    return coil_run(dumps_without_memory_or_room, arg);
-}
-
 Test(dump, without_memory_and_room_one_line_says_so) {
-    char err[256];
-    int status;
-    if (CHECK_SANITIZED || coil__on_valgrind()) cr_skip("the sanitizer needs memory itself");
-    cr_assert(check_in_child(run_without_memory_or_room, NULL, &status, err, sizeof err));
-    cr_expect_eq(status, 0, "%#x: %s", (unsigned)status, err);
+    check_without_memory(dumps_without_memory_or_room);
 }
 
 static int outside(void *arg) {

@@ -339,11 +339,12 @@ static int listens_there(void *arg) {
     return err;
 }
 
-static int retry_is_ended(void *arg) {
+/* How long both took. */
+static int64_t end_retries(void) {
     struct taken k = take_port();
     coil_task t;
     int got = 0;
-    (void)arg;
+    int64_t began_ns = coil_now().ns;
     cr_expect_eq(coil_spawn(&t, listens_there, &k), 0);
     coil_sleep(coil_ms(20));
     coil_cancel(t);
@@ -354,6 +355,16 @@ static int retry_is_ended(void *arg) {
     refuses("127.0.0.1:0", NULL, -ETIME);
     cr_expect(coil_leave(&s));
     close(k.fd);
+    return coil_now().ns - began_ns;
+}
+
+/* Once out of several times: the machine may be busy. */
+static int retry_is_ended(void *arg) {
+    int tries = 0;
+    (void)arg;
+    while (end_retries() >= 900000000 && tries < 10)
+        tries++;
+    cr_expect_lt(tries, 10, "neither of them ended it");
     return 0;
 }
 
